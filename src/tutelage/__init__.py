@@ -1,0 +1,48 @@
+"""On-policy distillation that says whether a teacher will help, and shows where.
+
+Every verb of the command line is a function here; they are imported on first
+use, so that `import tutelage` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from tutelage.config import Config, load_config, parse_config
+    from tutelage.demonstration import demo
+    from tutelage.evaluation import evaluate_model as eval
+    from tutelage.planning import plan
+    from tutelage.reports.page import write_report as report
+    from tutelage.training import train
+
+_HOMES = {
+    "Config": "tutelage.config:Config",
+    "load_config": "tutelage.config:load_config",
+    "parse_config": "tutelage.config:parse_config",
+    "demo": "tutelage.demonstration:demo",
+    "eval": "tutelage.evaluation:evaluate_model",
+    "plan": "tutelage.planning:plan",
+    "report": "tutelage.reports.page:write_report",
+    "train": "tutelage.training:train",
+}
+
+__all__ = [
+    "Config",
+    "__version__",
+    "demo",
+    "eval",
+    "load_config",
+    "parse_config",
+    "plan",
+    "report",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tutelage' has no attribute {name!r}")
+    module, _, attribute = _HOMES[name].partition(":")
+    return getattr(import_module(module), attribute)

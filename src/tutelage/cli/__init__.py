@@ -1,0 +1,55 @@
+"""The command line: one module a verb, each only reads arguments and calls the function."""
+
+import sys
+from importlib import import_module
+
+from tutelage.errors import TutelageError, UsageError, did_you_mean
+
+VERBS = {
+    "demo": "the main job on the embedded models, in minutes, without network",
+    "plan": "resolved settings, memory and tokens of a run; touches no weights",
+    "train": "distil a teacher into a student on the student's own samples",
+    "eval": "accuracy of a model: avg@n and pass@k with intervals",
+    "report": "one HTML page from one or more run directories",
+    "lab": "build the embedded models anew",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a verb and return its exit code; errors a user can mend become one message."""
+    words = sys.argv[1:] if argv is None else argv
+    if not words or words[0] in ("-h", "--help"):
+        print(overview())
+        return 0 if words else 2
+    if words[0] == "--version":
+        from tutelage import __version__
+
+        print(__version__)
+        return 0
+    verb = words[0]
+    try:
+        if verb not in VERBS:
+            raise UsageError(f"there is no verb {verb!r}. {did_you_mean(verb, VERBS)}")
+        import_module(f"tutelage.cli.{verb}").run(words[1:])
+    except TutelageError as error:
+        print(f"tutelage: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("tutelage: interrupted; a run continues with --resume", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output closed it, as `head` does
+        sys.stdout = None
+        return 0
+    return 0
+
+
+def overview() -> str:
+    """The page of `tutelage --help`."""
+    lines = [
+        "tutelage: on-policy distillation that says whether a teacher will help",
+        "",
+        "usage: tutelage VERB [options]        tutelage VERB --help",
+        "",
+        *(f"  {verb:8} {summary}" for verb, summary in VERBS.items()),
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,63 @@
+"""Shared reading and printing of the verbs."""
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+T = TypeVar("T")
+
+
+def parse(verb: Callable[..., T], words: Sequence[str]) -> T:
+    """Call `verb` with its flags."""
+    return tyro.cli(verb, args=list(words), prog=_prog(verb), description=_page(verb))
+
+
+def parse_with_settings(
+    verb: Callable[..., Callable[[list[str]], None]], words: Sequence[str]
+) -> None:
+    """Call `verb` with its flags; what it returns gets the `--section.key value` words."""
+    rest: list[str]
+    call, rest = tyro.cli(
+        verb,
+        args=list(words),
+        prog=_prog(verb),
+        description=_page(verb),
+        return_unknown_args=True,
+    )
+    call(rest)
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """The verb's result as one JSON object on stdout."""
+    print(json.dumps(value, allow_nan=False, ensure_ascii=False))
+
+
+def print_lines(value: Mapping[str, Any]) -> None:
+    """The verb's result for a reader."""
+    width = max(map(len, value), default=0)
+    for key, item in value.items():
+        print(f"{key:{width}}  {f'{item:.4g}' if isinstance(item, float) else item}")
+
+
+def show(value: Mapping[str, Any], as_json: bool) -> None:
+    """The verb's result on stdout."""
+    (print_json if as_json else print_lines)(value)
+    sys.stdout.flush()
+
+
+def settings_help() -> str:
+    """The keys of the config with their meaning, for help pages."""
+    from tutelage.config import config_keys
+
+    return "\n".join(f"  --{key}  {text}".rstrip() for key, text in config_keys().items())
+
+
+def _prog(verb: Callable[..., Any]) -> str:
+    return f"tutelage {verb.__name__.rstrip('_').replace('_', ' ')}"
+
+
+def _page(verb: Callable[..., Any]) -> str:
+    return (verb.__doc__ or "").split("Args:")[0].strip()

@@ -1,0 +1,64 @@
+"""tutelage eval"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from tutelage.cli.arguments import parse, show
+
+
+def run(words: Sequence[str]) -> None:
+    """Read the arguments and call the verb."""
+    parse(eval_, words)
+
+
+def eval_(
+    model: Annotated[Path, tyro.conf.Positional],
+    *,
+    prompts: str,
+    verifier: str = "",
+    samples: int = 4,
+    k: tuple[int, ...] = (1,),
+    max_new_tokens: int = 512,
+    temperature: float = 0.7,
+    top_p: float = 0.95,
+    seed: int = 0,
+    output: Path | None = None,
+    as_json: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
+) -> None:
+    """Measure a model on prompts with answers: avg@n and pass@k with 95 % intervals.
+
+    Args:
+        model: directory of the model.
+        prompts: a .jsonl, .json or .parquet file, or reasoning_gym:NAME?size=100&seed=0.
+        verifier: exact, numeric, reasoning_gym, or pattern:REGEX with one group; prompts of
+            reasoning-gym bring their own.
+        samples: completions of each prompt.
+        k: values of pass@k.
+        max_new_tokens: most tokens of a completion.
+        temperature: sampling temperature; 0 is greedy.
+        top_p: nucleus kept when sampling.
+        seed: decides the samples.
+        output: file for one JSON line a question, with the samples as text.
+        as_json: print one JSON object on stdout.
+
+    """
+    from tutelage.config import DataConfig, ModelConfig, section
+    from tutelage.evaluation import evaluate_model
+
+    kind, _, pattern = verifier.partition(":")
+    tagged = {"type": kind, **({"pattern": pattern} if pattern else {})} if kind else None
+    result = evaluate_model(
+        ModelConfig(path=str(model)),
+        section(DataConfig, {"prompts": prompts, "verifier": tagged}),
+        samples=samples,
+        ks=k,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        output=output,
+    )
+    show(result, as_json)

@@ -1,0 +1,66 @@
+"""tutelage train"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from tutelage.cli.arguments import parse_with_settings, settings_help, show
+
+
+def run(words: Sequence[str]) -> None:
+    """Read the arguments and call the verb."""
+    parse_with_settings(train, words)
+
+
+def train(
+    *,
+    config: Annotated[Path | None, tyro.conf.arg(aliases=["-c"])] = None,
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    max_hours: float | None = None,
+    as_json: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
+) -> Callable[[list[str]], None]:
+    """Distil a teacher into a student on the student's own samples.
+
+    Args:
+        config: YAML file with the settings.
+        resume: continue the run in run.dir from its newest valid checkpoint.
+        overwrite: replace the run in run.dir.
+        max_hours: save and end after this long; short for --run.max_hours.
+        as_json: print one JSON object on stdout.
+
+    """
+
+    def call(rest: list[str]) -> None:
+        from tutelage.config import load_config
+
+        limit = [] if max_hours is None else ["--run.max_hours", str(max_hours)]
+        settings = load_config(config, [*rest, *limit])
+
+        from tutelage.cli.progress import Display
+        from tutelage.training import train as run_train
+
+        with Display(settings.run.steps) as display:
+            result = run_train(settings, resume=resume, overwrite=overwrite, observer=display)
+        summary: dict[str, Any] = {
+            "outcome": result.outcome,
+            "step": result.step,
+            "run_dir": str(result.run),
+            "checkpoint": str(result.checkpoint),
+            "best_step": result.best_step,
+        }
+        for name, record in (("before", result.first), ("after", result.last)):
+            for key, label in (("accuracy", "accuracy"), ("kl/reverse", "reverse_kl")):
+                if key in record:
+                    summary[f"{label}_{name}"] = record[key]
+        show(summary, as_json)
+
+    return call
+
+
+train.__doc__ = (train.__doc__ or "").replace(
+    "    Args:",
+    f"    Settings, from the file or as flags (later wins):\n\n{settings_help()}\n\n    Args:",
+)

@@ -1,0 +1,1 @@
+"""Prompts in, batches out: loading, rendering, collation, verification."""

@@ -1,0 +1,164 @@
+"""The main job on the embedded pair: look, train, evaluate, report."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from tutelage.config import (
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RolloutConfig,
+    RunConfig,
+    TopK,
+    dump_config,
+)
+from tutelage.data.render import render
+from tutelage.data.verify import make_verifier
+from tutelage.diagnose.pair import FirstLook, first_look
+from tutelage.errors import UsageError
+from tutelage.evaluation import evaluate
+from tutelage.lab.embedded import EMBEDDED_SPEC, VERIFIER, model_path
+from tutelage.models.local import load_model
+from tutelage.ops.intervals import gap_recovery
+from tutelage.reports.page import write_report
+from tutelage.training import Observer, train
+from tutelage.types import Prompt, SamplingParams
+
+TEACHERS = ("compatible", "incompatible")
+STEPS = 120
+PROMPTS_PER_STEP = 64
+HELD_OUT = 1000
+LOOK_PROMPTS = 200
+MAX_NEW_TOKENS = 28  # a solution of seven slots has 23
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo found; accuracies are of one sample a problem at temperature 1."""
+
+    summary: dict[str, Any]
+    """The object that `--json` prints."""
+    looks: tuple[FirstLook, ...]
+    """The first look at each teacher."""
+
+
+def demo(
+    *,
+    seed: int = 0,
+    output: str | Path | None = None,
+    observer: Observer = lambda record: None,
+) -> DemoResult:
+    """Look at two teachers, distil the compatible one, evaluate and write a report.
+
+    Raises:
+        UsageError: `output` exists.
+
+    """
+    started = time.monotonic()
+    folder = _new_folder(output, seed)
+    config = demo_config(folder, seed)
+    held_out = EMBEDDED_SPEC.task.eval_prompts(HELD_OUT)
+    _write_prompts(
+        folder / "prompts.jsonl", EMBEDDED_SPEC.task.train_prompts(STEPS * PROMPTS_PER_STEP, seed)
+    )
+    _write_prompts(folder / "held_out.jsonl", held_out)
+    (folder / "run.yaml").write_text(dump_config(config))
+
+    looks = look_at_teachers(held_out[:: HELD_OUT // LOOK_PROMPTS], seed)
+    for look in looks:
+        observer({"kind": "look", **look.to_dict()})
+    result = train(config, observer=observer)
+    (result.run / "check.json").write_text(json.dumps([look.to_dict() for look in looks], indent=1))
+    before, after = result.first, result.last
+    teacher = teacher_accuracy(held_out, seed)
+    report = write_report([result.run])
+    summary: dict[str, Any] = {
+        "accuracy_before": before["accuracy"],
+        "accuracy_before_interval": [before["accuracy/low"], before["accuracy/high"]],
+        "accuracy_after": after["accuracy"],
+        "accuracy_after_interval": [after["accuracy/low"], after["accuracy/high"]],
+        "teacher_accuracy": teacher,
+        "gap_recovery": gap_recovery(before["accuracy"], after["accuracy"], teacher),
+        "overlap_mass_student_before": before["overlap/mass_student"],
+        "overlap_mass_student_after": after["overlap/mass_student"],
+        "reverse_kl_before": before["kl/reverse"],
+        "reverse_kl_after": after["kl/reverse"],
+        "verdicts": {look.teacher: look.verdict for look in looks},
+        "seed": seed,
+        "seconds": round(time.monotonic() - started, 1),
+        "run_dir": str(result.run),
+        "report": str(report),
+    }
+    return DemoResult(summary, tuple(looks))
+
+
+def demo_config(folder: Path, seed: int) -> Config:
+    """The settings of the demo's run, as a user would write them."""
+    return Config(
+        student=ModelConfig(path=str(model_path("student"))),
+        teacher=ModelConfig(path=str(model_path("compatible"))),
+        data=DataConfig(
+            prompts=str(folder / "prompts.jsonl"),
+            eval_prompts=str(folder / "held_out.jsonl"),
+            verifier=VERIFIER,
+        ),
+        rollout=RolloutConfig(prompts_per_step=PROMPTS_PER_STEP, max_new_tokens=MAX_NEW_TOKENS),
+        objective=TopK(),
+        optimizer=OptimizerConfig(lr=1e-3, betas=(0.9, 0.95)),
+        evaluation=EvaluationConfig(every=20),
+        run=RunConfig(dir=str(folder / "run"), steps=STEPS, seed=seed),
+    )
+
+
+def look_at_teachers(
+    prompts: Sequence[Prompt], seed: int, teachers: Sequence[str] = TEACHERS
+) -> list[FirstLook]:
+    """First looks of the embedded student at embedded teachers."""
+    student = load_model(ModelConfig(path=str(model_path("student"))), "student")
+    rendered, _ = render(prompts, student.tokenizer, {}, 1024)
+    loaded = {
+        name: load_model(ModelConfig(path=str(model_path(name))), "teacher") for name in teachers
+    }
+    params = SamplingParams(max_new_tokens=MAX_NEW_TOKENS)
+    return first_look(student, loaded, rendered, make_verifier(VERIFIER), params, seed=seed)
+
+
+def teacher_accuracy(prompts: Sequence[Prompt], seed: int) -> float:
+    """Accuracy of the compatible teacher on the evaluation's problems and draws."""
+    teacher = load_model(ModelConfig(path=str(model_path("compatible"))), "teacher")
+    rendered, _ = render(prompts, teacher.tokenizer, {}, 1024)
+    params = SamplingParams(max_new_tokens=MAX_NEW_TOKENS)
+    evaluation = evaluate(teacher, rendered, make_verifier(VERIFIER), params, seed=seed, step=-1)
+    return fmean(evaluation.accuracies)
+
+
+def _new_folder(output: str | Path | None, seed: int) -> Path:
+    if output is not None:
+        folder = Path(output)
+        if folder.exists():
+            raise UsageError(f"{folder} exists; choose another --output")
+    else:
+        names = (f"runs/demo-seed{seed}" + (f"-{n}" if n else "") for n in count())
+        folder = next(f for f in map(Path, names) if not f.exists())
+    folder.mkdir(parents=True, mode=0o700)
+    return folder
+
+
+def _write_prompts(path: Path, prompts: Sequence[Prompt]) -> None:
+    rows = (
+        {
+            "id": prompt.id,
+            "prompt": [{"role": turn.role, "content": turn.content} for turn in prompt.messages],
+            "answer": prompt.answer,
+        }
+        for prompt in prompts
+    )
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

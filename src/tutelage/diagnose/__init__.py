@@ -1,0 +1,1 @@
+"""What can be said of a pair, or of a run, and why."""

@@ -1,0 +1,165 @@
+"""How good is a model: avg@n and pass@k with intervals, question by question."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+
+from tutelage.config import DataConfig, ModelConfig
+from tutelage.data.prompts import load_prompts
+from tutelage.data.render import render
+from tutelage.data.verify import Verify, choose_verifier
+from tutelage.errors import DataError, UsageError
+from tutelage.metrics import Record
+from tutelage.models.base import Sampler
+from tutelage.models.local import load_model
+from tutelage.ops.intervals import pass_at_k, proportion_interval
+from tutelage.runs.directory import replace_text, to_json
+from tutelage.types import RenderedPrompt, Rollout, SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """The judged samples of one prompt."""
+
+    rollouts: tuple[Rollout, ...]
+
+    @property
+    def judged(self) -> list[float]:
+        """Rewards of the samples that could be judged."""
+        return [r.reward for r in self.rollouts if r.reward is not None]
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of judged samples that are right; None if none was judged."""
+        return fmean(self.judged) if self.judged else None
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """All questions of one evaluation."""
+
+    questions: tuple[Question, ...]
+
+    @property
+    def rollouts(self) -> list[Rollout]:
+        """Every rollout, question by question."""
+        return [rollout for question in self.questions for rollout in question.rollouts]
+
+    @property
+    def accuracies(self) -> list[float]:
+        """Accuracy of each question that could be judged."""
+        return [a for a in (question.accuracy for question in self.questions) if a is not None]
+
+    def record(self, ks: Sequence[int] = ()) -> Record:
+        """avg@n and pass@k with 95 % intervals over questions; empty if nothing was judged."""
+        if not self.accuracies:
+            return {}
+        samples = max(len(question.rollouts) for question in self.questions)
+        record: Record = {"accuracy/questions": len(self.accuracies)}
+        record |= _estimate(f"accuracy/avg@{samples}", self.accuracies)
+        record |= _estimate("accuracy", self.accuracies)
+        for k in ks:
+            values = [
+                pass_at_k(round(sum(q.judged)), len(q.judged), k)
+                for q in self.questions
+                if len(q.judged) >= k
+            ]
+            if values:
+                record |= _estimate(f"accuracy/pass@{k}", values)
+        unknown = sum(rollout.reward is None for rollout in self.rollouts)
+        if unknown:
+            record["accuracy/unknown"] = unknown
+        return record
+
+
+def evaluate(
+    sampler: Sampler,
+    prompts: Sequence[RenderedPrompt],
+    verify: Verify | None,
+    params: SamplingParams,
+    *,
+    samples: int = 1,
+    seed: int = 0,
+    step: int = 0,
+) -> Evaluation:
+    """Sample every prompt and judge what came.
+
+    Evaluations of the same seed and step draw the same uniforms, so two models
+    are compared on equal luck.
+    """
+    rollouts = sampler.sample(prompts, params, group_size=samples, seed=seed, step=step)
+    if verify is not None:
+        rollouts = [replace(r, reward=verify(r.prompt, r.text)) for r in rollouts]
+    return Evaluation(
+        tuple(Question(tuple(rollouts[i : i + samples])) for i in range(0, len(rollouts), samples))
+    )
+
+
+def evaluate_model(
+    model: ModelConfig,
+    data: DataConfig,
+    *,
+    samples: int = 4,
+    ks: Sequence[int] = (1,),
+    max_new_tokens: int = 512,
+    temperature: float = 0.7,
+    top_p: float = 0.95,
+    seed: int = 0,
+    output: str | Path | None = None,
+) -> Record:
+    """The verb `eval`: a model on a prompts file, with the judged samples in `output`.
+
+    Raises:
+        UsageError: a k above `samples`, or a model that cannot be loaded.
+        DataError: a prompts file that cannot be used, or no verifier for it.
+
+    """
+    if any(not 1 <= k <= samples for k in ks):
+        raise UsageError(f"pass@k needs 1 <= k <= samples, got k {list(ks)} of {samples} samples")
+    prompts = load_prompts(data.prompts)
+    verify = choose_verifier(data, prompts)
+    if verify is None:
+        raise UsageError("eval needs a verifier: --verifier exact, numeric or a pattern")
+    loaded = load_model(model, "model")
+    rendered, dropped = render(
+        prompts, loaded.tokenizer, model.template, data.max_prompt_tokens, data.use_chat_template
+    )
+    if not rendered:
+        raise DataError(f"all {dropped} prompts exceed max_prompt_tokens {data.max_prompt_tokens}")
+    params = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
+    evaluation = evaluate(loaded, rendered, verify, params, samples=samples, seed=seed)
+    record = evaluation.record(ks)
+    record["rollout/length"] = fmean(len(r.completion_ids) for r in evaluation.rollouts)
+    record["rollout/truncated"] = fmean(r.finish_reason == "length" for r in evaluation.rollouts)
+    if dropped:
+        record["prompts_dropped"] = dropped
+    if output is not None:
+        write_questions(evaluation, Path(output))
+    return record
+
+
+def write_questions(evaluation: Evaluation, path: Path) -> None:
+    """One JSON line a question: its accuracy, its answer and the samples as text."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [
+        to_json(
+            {
+                "id": question.rollouts[0].prompt.id,
+                "question": question.rollouts[0].prompt.question,
+                "answer": question.rollouts[0].prompt.answer,
+                "accuracy": question.accuracy,
+                "samples": [
+                    {"text": r.text, "reward": r.reward, "finish_reason": r.finish_reason}
+                    for r in question.rollouts
+                ],
+            }
+        )
+        for question in evaluation.questions
+    ]
+    replace_text(path, "".join(line + "\n" for line in lines))
+
+
+def _estimate(key: str, values: Sequence[float]) -> Record:
+    low, high = proportion_interval(values)
+    return {key: fmean(values), f"{key}/low": low, f"{key}/high": high}

@@ -1,0 +1,1 @@
+"""Tiny tasks and models on which every claim can be re-run in minutes."""

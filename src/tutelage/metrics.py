@@ -1,0 +1,208 @@
+"""From token tables to the record of a step.
+
+A token table maps a metric to one number for each scored token, NaN where it is
+undefined. Averages are global over the tokens on which a metric is defined; a
+metric that is defined nowhere is absent from the record.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tutelage.ops import divergences, logprobs, overlap
+from tutelage.ops.support import top_k_ids
+from tutelage.types import Rollout
+
+TokenTable = dict[str, Tensor]
+Record = dict[str, Any]
+
+POSITION_BINS = 32
+CHUNK = 1024  # the paper's unit of depth, in tokens
+
+
+def overlap_k(k: int, vocabulary: int) -> int:
+    """Top-k of the overlap metrics: at most an eighth of the vocabulary, so chance stays small."""
+    return max(1, min(k, vocabulary // 8))
+
+
+def token_statistics(student: Tensor, teacher: Tensor, sampled: Tensor, k: int) -> TokenTable:
+    """What can be said of N states from both full distributions [N, V]; all values [N]."""
+    student_ids, teacher_ids = top_k_ids(student, k), top_k_ids(teacher, k)
+    common = overlap.shared(student_ids, teacher_ids)
+    p, q = student.gather(-1, student_ids), teacher.gather(-1, student_ids)
+    pooled, pairs = overlap.overlap_advantage_unnormalised(p, q, common)
+    entropy_student, entropy_teacher = logprobs.entropy(student), logprobs.entropy(teacher)
+    student_logprob = logprobs.gather(student, sampled)
+    teacher_logprob = logprobs.gather(teacher, sampled)
+    return {
+        "overlap/ratio": overlap.overlap_ratio(common),
+        "overlap/advantage": overlap.overlap_advantage(p, q, common),
+        "overlap/advantage_unnormalised": pooled,
+        "overlap/pairs": pairs,
+        "overlap/mass_student": overlap.shared_mass(p, common),
+        "overlap/mass_teacher": overlap.shared_mass(q, common),
+        "overlap/empty_fraction": (~common.any(-1)).float(),
+        "entropy/student": entropy_student,
+        "entropy/teacher": entropy_teacher,
+        "entropy/gap": (entropy_teacher - entropy_student).abs(),
+        "kl/reverse": divergences.reverse_kl(student, teacher),
+        "kl/forward": divergences.forward_kl(student, teacher),
+        "reward/mean": teacher_logprob - student_logprob,
+        "student_logprob": student_logprob,
+        "teacher_logprob": teacher_logprob,
+    }
+
+
+_NOT_AVERAGED = (
+    "overlap/pairs",
+    "overlap/advantage_unnormalised",
+    "student_logprob",
+    "teacher_logprob",
+)
+
+
+def concatenate(tables: Sequence[TokenTable]) -> TokenTable:
+    """One table of all tokens, in order."""
+    return {key: torch.cat([table[key] for table in tables]) for key in tables[0]}
+
+
+def summarise_tokens(table: TokenTable) -> Record:
+    """Global means of a table, with the reward's tails and the count of tokens."""
+    record: Record = {"tokens": len(next(iter(table.values())))}
+    for key, values in table.items():
+        if key in _NOT_AVERAGED:
+            continue
+        mean, count = _defined_mean(values)
+        if mean is not None:
+            record[key] = mean
+            if count != record["tokens"]:
+                record[f"{key}/count"] = count
+    pairs = table["overlap/pairs"].double().sum().item()
+    if pairs:
+        record["overlap/advantage_unnormalised"] = (
+            table["overlap/advantage_unnormalised"].double().sum().item() / pairs
+        )
+    reward = table["reward/mean"].double()
+    if len(reward):
+        p01, p99 = np.quantile(reward.numpy(), [0.01, 0.99])
+        record["reward/p01"], record["reward/p99"] = float(p01), float(p99)
+        sizes = reward.abs().sort(descending=True).values
+        if sizes.sum() > 0:
+            largest = sizes[: math.ceil(len(sizes) / 100)]
+            record["reward/top1pct_share"] = (largest.sum() / sizes.sum()).item()
+    return record
+
+
+def summarise_positions(table: TokenTable, positions: Tensor, longest: int) -> dict[str, object]:
+    """Means by place in the completion: 32 linear bins, and the paper's chunks beyond 1,024."""
+    bins = min(POSITION_BINS, longest)
+    series: dict[str, object] = {
+        "bins": _by_bin(table, positions * bins // longest, bins),
+        "edges": [round(i * longest / bins) for i in range(bins + 1)],
+    }
+    if longest > CHUNK:
+        series["chunks_1024"] = _by_bin(table, positions // CHUNK, math.ceil(longest / CHUNK))
+    return series
+
+
+def summarise_rollouts(rollouts: Sequence[Rollout], table: TokenTable, rows: Tensor) -> Record:
+    """Length, stopping, repetition and sequence rewards of the rollouts behind a table."""
+    count = len(rollouts)
+    if not count:
+        return {}
+    record: Record = {
+        "rollout/count": count,
+        "rollout/length": sum(len(r.completion_ids) for r in rollouts) / count,
+        "rollout/truncated": sum(r.finish_reason == "length" for r in rollouts) / count,
+    }
+    repeats = [
+        r for r in (repetition(rollout.completion_ids) for rollout in rollouts) if r is not None
+    ]
+    if repeats:
+        record["rollout/repetition"] = sum(repeats) / len(repeats)
+    rewards = sequence_rewards(table, rows, count)
+    defined = [r for r in rewards if r is not None]
+    if defined:
+        record["sequence_reward"] = sum(defined) / len(defined)
+    judged = [
+        (reward, rollout.reward)
+        for reward, rollout in zip(rewards, rollouts, strict=True)
+        if reward is not None and rollout.reward is not None
+    ]
+    if judged:
+        record["rollout/accuracy"] = sum(right for _, right in judged) / len(judged)
+        auroc = area_under_curve(
+            [r for r, right in judged if right >= 0.5], [r for r, right in judged if right < 0.5]
+        )
+        if auroc is not None:
+            record["sequence_reward/auroc"] = auroc
+    return record
+
+
+def sequence_rewards(table: TokenTable, rows: Tensor, count: int) -> list[float | None]:
+    """Mean of log q(y) - log p(y) over each rollout; None for an empty one."""
+    totals = torch.zeros(count, dtype=torch.float64)
+    totals.index_add_(0, rows, table["reward/mean"].double())
+    sizes = torch.bincount(rows, minlength=count)
+    return [
+        total / size if size else None
+        for total, size in zip(totals.tolist(), sizes.tolist(), strict=True)
+    ]
+
+
+def repetition(ids: Sequence[int], n: int = 4) -> float | None:
+    """1 - distinct / total n-grams; None where there is no n-gram."""
+    grams = [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else None
+
+
+def area_under_curve(positives: Sequence[float], negatives: Sequence[float]) -> float | None:
+    """Chance that a positive scores above a negative, ties half; None if either is empty."""
+    if not positives or not negatives:
+        return None
+    scores = torch.tensor([*positives, *negatives], dtype=torch.float64)
+    _, inverse, counts = scores.unique(return_inverse=True, return_counts=True)
+    ranks = (counts.cumsum(0) - (counts - 1) / 2)[inverse]  # equal scores share their mean rank
+    wins = ranks[: len(positives)].sum().item() - len(positives) * (len(positives) + 1) / 2
+    return float(wins / (len(positives) * len(negatives)))
+
+
+def _defined_mean(values: Tensor) -> tuple[float | None, int]:
+    defined = values[~values.isnan()]
+    return (defined.double().mean().item() if len(defined) else None), len(defined)
+
+
+def _by_bin(table: Mapping[str, Tensor], place: Tensor, bins: int) -> dict[str, list[float | None]]:
+    series: dict[str, list[float | None]] = {
+        "tokens": torch.bincount(place, minlength=bins).double().tolist()
+    }
+    for key, values in table.items():
+        if key in _NOT_AVERAGED:
+            continue
+        defined = ~values.isnan()
+        sums = torch.zeros(bins, dtype=torch.float64)
+        sums.index_add_(0, place[defined], values[defined].double())
+        counts = torch.bincount(place[defined], minlength=bins)
+        series[key] = [
+            total / count if count else None
+            for total, count in zip(sums.tolist(), counts.tolist(), strict=True)
+        ]
+    return series
+
+
+def stop_masses(
+    student: Tensor, teacher: Tensor, rows: Tensor, stop_ids: frozenset[int]
+) -> TokenTable:
+    """Probability of all stop ids at the last scored position of each rollout, NaN elsewhere."""
+    last = torch.ones(len(rows), dtype=torch.bool)
+    last[:-1] = rows[1:] != rows[:-1]
+    ids = torch.tensor(sorted(i for i in stop_ids if i < student.shape[-1]), device=student.device)
+    table: TokenTable = {}
+    for side, logprobs_ in (("student", student), ("teacher", teacher)):
+        mass = logprobs_.detach()[:, ids].exp().sum(-1).cpu()
+        table[f"rollout/eos_mass_{side}"] = torch.where(last, mass, torch.nan)
+    return table

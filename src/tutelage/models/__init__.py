@@ -1,0 +1,1 @@
+"""Models behind two protocols: `Sampler` draws rollouts, `Scorer` judges them."""

@@ -1,0 +1,68 @@
+"""Can these two models be combined at all? Decided without a forward pass."""
+
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from tutelage.errors import UsageError
+from tutelage.models.local import LocalModel
+
+
+def require_same_tokens(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
+    """Refuse tokenizers in which one id stands for two tokens; equal size proves nothing.
+
+    Raises:
+        UsageError: with the count and the first disagreement.
+
+    """
+    student_tokens = {i: token for token, i in student.get_vocab().items()}
+    teacher_tokens = {i: token for token, i in teacher.get_vocab().items()}
+    differing = sorted(
+        i
+        for i in student_tokens.keys() | teacher_tokens.keys()
+        if student_tokens.get(i) != teacher_tokens.get(i)
+    )
+    if not differing:
+        return
+    first = differing[0]
+    raise UsageError(
+        f"student and teacher disagree on {len(differing):,} of "
+        f"{len(student_tokens.keys() | teacher_tokens.keys()):,} token ids (first: {first}, "
+        f"{_show(student_tokens.get(first))} vs {_show(teacher_tokens.get(first))}). "
+        "Distillation compares ids, so both need one tokenizer: try a teacher of the same family"
+    )
+
+
+def require_context(model: LocalModel, role: str, longest_prompt: int, max_new_tokens: int) -> None:
+    """Refuse prompts and completions that do not fit the model's context.
+
+    Raises:
+        UsageError: with the setting to lower.
+
+    """
+    config: Any = model.model.config
+    context = getattr(config, "max_position_embeddings", None) or getattr(
+        config, "n_positions", None
+    )
+    if context is not None and longest_prompt + max_new_tokens > context:
+        raise UsageError(
+            f"the {role} reads {context} tokens, but the longest prompt has {longest_prompt} and "
+            f"rollout.max_new_tokens allows {max_new_tokens} more; lower rollout.max_new_tokens "
+            "or data.max_prompt_tokens"
+        )
+
+
+def share_vocabulary(student: LocalModel, teacher: LocalModel) -> None:
+    """Let both sides use the ids both heads have; the rest pads the larger head."""
+    rows = min(student.vocabulary, teacher.vocabulary)
+    largest = max(student.tokenizer.get_vocab().values(), default=-1)
+    if largest >= rows:
+        raise UsageError(
+            f"the tokenizer has ids up to {largest}, but a model's head has only {rows} rows; "
+            "the checkpoint and the tokenizer do not belong together"
+        )
+    student.vocabulary = teacher.vocabulary = rows
+
+
+def _show(token: str | None) -> str:
+    return "nothing" if token is None else repr(token)

@@ -1,0 +1,310 @@
+"""Models in this process, through transformers."""
+
+import contextlib
+import inspect
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from tutelage.config import ModelConfig
+from tutelage.errors import MachineError, UsageError
+from tutelage.models.checkpoints import open_folder
+from tutelage.ops.logprobs import log_probs
+from tutelage.ops.sampling import draw, uniforms
+from tutelage.types import Batch, FinishReason, RenderedPrompt, Rollout, SamplingParams
+
+
+@dataclass
+class LocalModel:
+    """A causal language model with its tokenizer; a `Sampler` and a `Scorer`."""
+
+    model: PreTrainedModel
+    """The network, in evaluation mode: dropout would make the sampled policy and the
+    trained one differ."""
+    tokenizer: PreTrainedTokenizerBase
+    """Its tokenizer."""
+    temperature: float = 1.0
+    """Temperature of the log-probabilities it scores with."""
+    vocabulary: int = 0
+    """Token ids in use: logits beyond them are padding of the head."""
+    batch_size: int = 256
+    """Rollouts decoded at once."""
+    policy_step: int = 0
+    """Optimizer steps the weights have taken."""
+
+    def __post_init__(self) -> None:
+        self.vocabulary = self.vocabulary or head_rows(self.model)
+        self.stop_ids = stop_ids(self.model, self.tokenizer)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    def state_logprobs(self, batch: Batch) -> Tensor:
+        """Log p [N, V] at the state of each scored token, with gradient where enabled."""
+        output = self.model(
+            input_ids=batch.input_ids.to(self.device),
+            attention_mask=batch.attention_mask.to(self.device),
+            use_cache=False,
+        )
+        logits = output.logits[batch.loss_mask.to(self.device)][:, : self.vocabulary]
+        return log_probs(logits, self.temperature)
+
+    @torch.no_grad()
+    def score(self, batch: Batch) -> Tensor:
+        """Log-probabilities [N, V] at the state of each scored token, without gradient."""
+        return self.state_logprobs(batch)
+
+    def sample(
+        self,
+        prompts: Sequence[RenderedPrompt],
+        params: SamplingParams,
+        *,
+        group_size: int = 1,
+        seed: int,
+        step: int,
+    ) -> list[Rollout]:
+        """`group_size` rollouts of each prompt, prompt by prompt."""
+        jobs = [(prompt, index) for prompt in prompts for index in range(group_size)]
+        # Neighbours in length share a batch, so little of it is padding.
+        order = sorted(range(len(jobs)), key=lambda i: len(jobs[i][0].ids))
+        rollouts: dict[int, Rollout] = {}
+        for start in range(0, len(order), self.batch_size):
+            places = order[start : start + self.batch_size]
+            chosen = [jobs[i] for i in places]
+            draws = torch.stack(
+                [
+                    torch.from_numpy(
+                        uniforms(params.max_new_tokens, seed, step, prompt.prompt.id, index)
+                    )
+                    for prompt, index in chosen
+                ]
+            )
+            completions = decode(
+                self.model,
+                [prompt.ids for prompt, _ in chosen],
+                draws.to(self.device),
+                params,
+                self.stop_ids,
+                self.vocabulary,
+            )
+            for place, (prompt, index), completion in zip(places, chosen, completions, strict=True):
+                rollouts[place] = Rollout(
+                    prompt=prompt.prompt,
+                    index=index,
+                    prompt_ids=prompt.ids,
+                    completion_ids=completion.ids,
+                    logprobs=completion.logprobs,
+                    finish_reason=completion.finish_reason,
+                    text=self.decode_text(completion.ids),
+                    policy_step=self.policy_step,
+                )
+        return [rollouts[i] for i in range(len(jobs))]
+
+    def decode_text(self, ids: Iterable[int]) -> str:
+        """Token ids as text, without special tokens."""
+        return cast(str, self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def tokens(self, ids: Iterable[int]) -> list[str]:
+        """Each token id as the text a reader sees, special tokens included."""
+        return [cast(str, self.tokenizer.decode([i])) for i in ids]
+
+
+def load_model(settings: ModelConfig, role: str) -> LocalModel:
+    """The model at `settings.path`, from safetensors, never running code from its folder.
+
+    Raises:
+        UsageError: no such directory, no weights, an architecture transformers lacks.
+        MachineError: a device that is not there.
+
+    """
+    folder = open_folder(settings.path, role)
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise MachineError(f"{role}.device is {device}, but torch sees no GPU; use device: cpu")
+    try:
+        with quiet_transformers():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder.path,
+                dtype=getattr(torch, settings.dtype),
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise UsageError(
+            f"{role} model {settings.path} cannot be loaded: {_first_line(error)}"
+        ) from None
+    model, loading = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
+    if missing := sorted(loading["missing_keys"]):
+        raise UsageError(
+            f"{role} model {settings.path} lacks {len(missing)} weights (first: {missing[0]}); "
+            "transformers would fill them with random numbers"
+        )
+    tokenizer = load_tokenizer(settings, role)
+    model.to(torch.device(device))  # type: ignore[arg-type]
+    return LocalModel(model=model.eval(), tokenizer=tokenizer)
+
+
+def load_tokenizer(settings: ModelConfig, role: str) -> PreTrainedTokenizerBase:
+    """The tokenizer at `settings.path`.
+
+    Raises:
+        UsageError: the folder holds none.
+
+    """
+    folder = open_folder(settings.path, role)
+    try:
+        with quiet_transformers():
+            return cast(
+                PreTrainedTokenizerBase,
+                AutoTokenizer.from_pretrained(
+                    folder.path, local_files_only=True, trust_remote_code=False
+                ),
+            )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{role} model: {settings.path} has no tokenizer that can be loaded "
+            f"({_first_line(error)}); "
+            "save one next to the weights"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else repr(error)
+
+
+def head_rows(model: PreTrainedModel) -> int:
+    """Rows of the output head, padding included."""
+    head = model.get_output_embeddings()
+    weight = getattr(head, "weight", None)
+    return int(weight.shape[0]) if weight is not None else int(model.config.vocab_size)
+
+
+def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Ids that end a completion: those of the generation config, the config and the tokenizer."""
+    found: set[int] = set()
+    configs = (model.generation_config, model.config, tokenizer)
+    for value in (getattr(config, "eos_token_id", None) for config in configs):
+        found |= (
+            set(value)
+            if isinstance(value, (list, tuple))
+            else {value}
+            if value is not None
+            else set()
+        )
+    return frozenset(int(i) for i in found)
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without transformers' own progress bars and notes, which would mix with ours."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+# --- decoding --------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Completion:
+    """What the decoding loop gives for one row."""
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: FinishReason
+
+
+@torch.no_grad()
+def decode(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    draws: Tensor,
+    params: SamplingParams,
+    stops: frozenset[int],
+    vocabulary: int,
+) -> list[Completion]:
+    """Completions of left-padded prompts, row i drawn by the uniforms `draws[i]` alone.
+
+    Finished rows leave the batch once they are half of it.
+    """
+    longest = max(map(len, prompts))
+    padded = any(len(prompt) != longest for prompt in prompts)
+    device = model.device
+    input_ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+    stop_tensor = torch.tensor(sorted(stops), dtype=torch.long, device=device)
+    rows = torch.arange(len(prompts), device=device)  # which prompt each row of the batch is
+    alive = torch.ones(len(prompts), dtype=torch.bool, device=device)
+    ids_out = torch.full((len(prompts), params.max_new_tokens), -1, dtype=torch.long, device=device)
+    logprobs_out = torch.zeros((len(prompts), params.max_new_tokens), device=device)
+    lengths = torch.full((len(prompts),), params.max_new_tokens, device=device)
+    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+    cache: Any = None
+    for place in range(params.max_new_tokens):
+        extra: dict[str, Any] = {}
+        if padded:  # without padding the defaults say the same and cost less
+            extra["attention_mask"] = mask
+            if takes_positions:
+                positions = (mask.cumsum(-1) - 1).clamp_min(0)
+                extra["position_ids"] = positions[:, -input_ids.shape[1] :]
+        output = model(
+            input_ids=input_ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **extra
+        )
+        cache = output.past_key_values
+        token, logprob = draw(
+            output.logits[:, -1, :vocabulary],
+            draws[rows, place],
+            params.temperature,
+            params.top_p,
+            params.top_k,
+        )
+        ids_out[rows[alive], place] = token[alive]
+        logprobs_out[rows[alive], place] = logprob[alive].float()
+        ended = alive & torch.isin(token, stop_tensor)
+        lengths[rows[ended]] = place + 1
+        alive = alive & ~ended
+        live = int(alive.sum())
+        if live == 0:
+            break
+        if live <= len(alive) // 2 and place + 1 < params.max_new_tokens:
+            kept = alive.nonzero().squeeze(-1)
+            cache.batch_select_indices(kept)
+            rows, token, mask, alive = rows[kept], token[kept], mask[kept], alive[kept]
+        input_ids = token.unsqueeze(-1)
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
+    return [
+        _completion(ids[:n], logprobs[:n], stops)
+        for ids, logprobs, n in zip(
+            ids_out.tolist(), logprobs_out.tolist(), lengths.tolist(), strict=True
+        )
+    ]
+
+
+def _completion(ids: list[int], logprobs: list[float], stops: frozenset[int]) -> Completion:
+    reason: FinishReason = "stop" if ids and ids[-1] in stops else "length"
+    return Completion(tuple(ids), tuple(logprobs), reason)

@@ -1,0 +1,1 @@
+"""Pure tensor mathematics: tensors in, tensors out, no config, model or logger."""

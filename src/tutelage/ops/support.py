@@ -1,0 +1,50 @@
+"""Which tokens two distributions are compared on."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tutelage.types import Support
+
+SupportKind = Literal["student", "teacher", "union", "intersection", "symmetric_difference"]
+
+
+def top_k_ids(scores: Float[Tensor, "N V"], k: int) -> Int[Tensor, "N K"]:
+    """Ids of the k largest scores of each row; ties go to the lower id.
+
+    `torch.topk` leaves ties open, and bf16 logits make many of them at the k-th
+    place, so that a model would not even overlap with itself.
+    """
+    if not 1 <= k <= scores.shape[-1]:
+        raise ValueError(
+            f"k is {k}; a vocabulary of {scores.shape[-1]} tokens allows 1 to that many"
+        )
+    values, ids = scores.topk(k, dim=-1)
+    boundary = values[:, -1:]
+    tied = ((scores >= boundary).sum(-1) > k).nonzero().squeeze(-1)
+    if len(tied):
+        # A stable sort of the tied rows alone: they are few outside bf16.
+        ids[tied] = scores[tied].sort(dim=-1, descending=True, stable=True).indices[:, :k]
+    return ids
+
+
+def isin_rows(ids: Int[Tensor, "N K"], others: Int[Tensor, "N L"]) -> Tensor:
+    """Bool [N, K]: which ids occur anywhere in the same row of `others`."""
+    return (ids.unsqueeze(-1) == others.unsqueeze(-2)).any(-1)
+
+
+def combine(kind: SupportKind, student: Int[Tensor, "N K"], teacher: Int[Tensor, "N K"]) -> Support:
+    """The support made of both sides' top-k ids, without duplicates."""
+    everywhere = torch.ones_like(student, dtype=torch.bool)
+    if kind == "student":
+        return Support(student, everywhere)
+    if kind == "teacher":
+        return Support(teacher, everywhere)
+    if kind == "intersection":
+        return Support(student, isin_rows(student, teacher))
+    both = torch.cat([student, teacher], dim=-1)
+    only_teacher = ~isin_rows(teacher, student)
+    only_student = everywhere if kind == "union" else ~isin_rows(student, teacher)
+    return Support(both, torch.cat([only_student, only_teacher], dim=-1))

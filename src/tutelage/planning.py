@@ -1,0 +1,95 @@
+"""What a run will need, from the settings and the headers of the weights alone."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tutelage.config import Config, Full
+from tutelage.models.checkpoints import open_folder
+
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Sizes in bytes and counts of a run; upper bounds where lengths vary."""
+
+    student_parameters: int
+    """Stored numbers of the student."""
+    teacher_parameters: int
+    """Stored numbers of the teacher."""
+    student_bytes: int
+    """Student weights."""
+    gradient_bytes: int
+    """Gradients of the student."""
+    optimizer_bytes: int
+    """AdamW's two moments."""
+    teacher_bytes: int
+    """Teacher weights."""
+    logits_bytes: int
+    """Log-probabilities of one micro-batch at full length: both sides, with their gradients."""
+    total_bytes: int
+    """Sum of the above; activations and the decoding cache come on top."""
+    rollouts_per_step: int
+    """Rollouts of one optimizer step."""
+    tokens_per_step: int
+    """Most completion tokens of one step."""
+    tokens: int
+    """Most completion tokens of the run."""
+    steps: int
+    """Optimizer steps."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    def table(self) -> str:
+        """The plan for a reader."""
+        rows = [
+            (
+                key.replace("_bytes", "").replace("_", " "),
+                f"{value / 2**20:,.1f} MiB" if key.endswith("_bytes") else f"{value:,}",
+            )
+            for key, value in self.to_dict().items()
+        ]
+        return "\n".join(f"{name:20} {value:>16}" for name, value in rows)
+
+
+def plan(config: Config) -> Plan:
+    """Memory and tokens of a run.
+
+    Raises:
+        UsageError: a model directory that cannot be used.
+
+    """
+    student = open_folder(config.student.path, "student")
+    teacher = open_folder(config.teacher.path, "teacher")
+    rollout = config.rollout
+    rollouts = rollout.prompts_per_step * rollout.group_size
+    in_memory = min(config.optimizer.micro_batch_size, rollouts)
+    # Logits, their log-softmax and its gradient for the student; logits and log-softmax for
+    # the teacher; the objective over the full vocabulary keeps two more.
+    copies = 5 + 2 * isinstance(config.objective, Full)
+    logits = (
+        copies
+        * 4
+        * in_memory
+        * rollout.max_new_tokens
+        * max(student.vocabulary, teacher.vocabulary)
+    )
+    student_bytes = student.parameters * _BYTES[config.student.dtype]
+    teacher_bytes = teacher.parameters * _BYTES[config.teacher.dtype]
+    tokens = rollouts * rollout.max_new_tokens
+    return Plan(
+        student_parameters=student.parameters,
+        teacher_parameters=teacher.parameters,
+        student_bytes=student_bytes,
+        gradient_bytes=student_bytes,
+        optimizer_bytes=2 * student_bytes,
+        teacher_bytes=teacher_bytes,
+        logits_bytes=logits,
+        total_bytes=4 * student_bytes + teacher_bytes + logits,
+        rollouts_per_step=rollouts,
+        tokens_per_step=tokens,
+        tokens=tokens * config.run.steps,
+        steps=config.run.steps,
+    )

@@ -1,0 +1,1 @@
+"""What a run leaves on disk: metrics, events, rollouts, checkpoints."""

@@ -1,0 +1,165 @@
+"""The whole state of a run in safetensors and JSON, with a manifest written last.
+
+`step-N/` holds the student as transformers saves it, `optimizer.safetensors`,
+`state.json` and `MANIFEST.json`. The directory is filled under a temporary name
+and renamed when all of it is on disk, so a kill leaves the old checkpoints.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tutelage.errors import CheckpointError
+from tutelage.models.local import quiet_transformers
+from tutelage.runs.directory import replace_text, to_json
+
+MANIFEST = "MANIFEST.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A valid checkpoint on disk."""
+
+    path: Path
+    """Its directory; transformers loads the student from it."""
+    step: int
+    """Optimizer steps taken."""
+    state: Mapping[str, Any]
+    """Counters of the loop."""
+
+
+def save_checkpoint(
+    root: Path,
+    step: int,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, Any],
+) -> Path:
+    """Write `root/step-N`; an existing one of the same step is replaced."""
+    final, temporary = root / f"step-{step}", root / f"tmp.step-{step}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    with quiet_transformers():
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+    tensors, scalars = _flatten_optimizer(optimizer)
+    save_file(tensors, temporary / "optimizer.safetensors")
+    (temporary / "state.json").write_text(
+        json.dumps({"step": step, "loop": dict(state), "optimizer": scalars}, allow_nan=False)
+    )
+    files = sorted(p for p in temporary.rglob("*") if p.is_file())
+    manifest = {
+        "step": step,
+        "files": {
+            str(p.relative_to(temporary)): {"size": p.stat().st_size, "blake2b": _digest(p)}
+            for p in files
+        },
+    }
+    for path in files:
+        _sync(path)
+    replace_text(temporary / MANIFEST, to_json(manifest))
+    _sync(temporary)
+    shutil.rmtree(final, ignore_errors=True)
+    temporary.rename(final)
+    _sync(root)
+    return final
+
+
+def newest_checkpoint(root: Path) -> tuple[Checkpoint, list[str]]:
+    """The newest valid checkpoint, and what was skipped and why.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    skipped: list[str] = []
+    found = sorted(_steps(root).items(), reverse=True)
+    for step, path in found:
+        fault = _fault(path)
+        if fault is None:
+            state = json.loads((path / "state.json").read_text())
+            return Checkpoint(path, step, state["loop"]), skipped
+        skipped.append(f"{path.name}: {fault}")
+    reasons = "; ".join(skipped) if skipped else "no step-N directory is there"
+    raise CheckpointError(
+        f"no valid checkpoint in {root} ({reasons}); start again with --overwrite"
+    )
+
+
+def restore_optimizer(checkpoint: Checkpoint, optimizer: torch.optim.Optimizer) -> None:
+    """Load the optimizer's moments and settings."""
+    tensors = load_file(checkpoint.path / "optimizer.safetensors")
+    scalars = json.loads((checkpoint.path / "state.json").read_text())["optimizer"]
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in tensors.items():
+        index, _, name = key.partition("/")
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": scalars})
+
+
+def prune(root: Path, keep: int, protected: Sequence[int] = ()) -> None:
+    """Remove all but the `keep` newest checkpoints and the protected steps."""
+    steps = sorted(_steps(root), reverse=True)
+    for step in steps[keep:]:
+        if step not in protected:
+            shutil.rmtree(root / f"step-{step}")
+
+
+def _steps(root: Path) -> dict[int, Path]:
+    if not root.is_dir():
+        return {}
+    matches = ((re.fullmatch(r"step-(\d+)", p.name), p) for p in root.iterdir() if p.is_dir())
+    return {int(m[1]): p for m, p in matches if m}
+
+
+def _fault(path: Path) -> str | None:
+    """Why a checkpoint cannot be trusted; None if it can."""
+    try:
+        files = json.loads((path / MANIFEST).read_text())["files"]
+    except (OSError, ValueError, KeyError):
+        return "its manifest is missing or damaged, so it was never finished"
+    for name, entry in files.items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != entry["size"]:
+            return f"{name} has {file.stat().st_size} bytes, not {entry['size']}"
+        if _digest(file) != entry["blake2b"]:
+            return f"{name} does not match its hash"
+    return None
+
+
+def _flatten_optimizer(
+    optimizer: torch.optim.Optimizer,
+) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    content = optimizer.state_dict()
+    tensors = {
+        f"{index}/{name}": value.contiguous()
+        for index, entry in content["state"].items()
+        for name, value in entry.items()
+    }
+    return tensors, content["param_groups"]
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

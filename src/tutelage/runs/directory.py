@@ -1,0 +1,177 @@
+"""The run directory: JSON lines are the source of truth."""
+
+import json
+import math
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from tutelage.errors import DataError, UsageError
+
+_PACKAGES = ("tutelage", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pydantic")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A directory that belongs to one run."""
+
+    path: Path
+
+    @property
+    def metrics(self) -> Path:
+        """One record a line: of each step, and of each evaluation."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def events(self) -> Path:
+        """One event a line: guards, notes, resumes."""
+        return self.path / "events.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """step-N directories."""
+        return self.path / "checkpoints"
+
+    def log_metrics(self, record: Mapping[str, Any]) -> None:
+        """Append a record to metrics.jsonl."""
+        append_line(self.metrics, record)
+
+    def log_event(self, kind: str, **details: Any) -> None:
+        """Append an event to events.jsonl."""
+        append_line(self.events, {"time": round(time.time(), 3), "event": kind, **details})
+
+    def write_lines(self, name: str, records: Sequence[Mapping[str, Any]]) -> Path:
+        """A file of JSON lines at `name`, written whole."""
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(path, "".join(to_json(record) + "\n" for record in records))
+        return path
+
+    def truncate_after(self, step: int) -> int:
+        """Drop metric records of later steps, so that a resumed run writes them once."""
+        dropped = 0
+        for path in (self.metrics, self.path / "positions.jsonl"):
+            if path.exists():
+                records = list(read_lines(path))
+                kept = [record for record in records if record["step"] <= step]
+                dropped += len(records) - len(kept)
+                self.write_lines(path.name, kept)
+        return dropped
+
+
+def reserve_run(path: str | Path, *, overwrite: bool = False) -> Run:
+    """The run directory that `create_run` would make, with nothing written yet.
+
+    Raises:
+        UsageError: the directory exists and must not be replaced.
+    """
+    folder = Path(path).expanduser()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if not overwrite:
+            raise UsageError(
+                f"run directory {folder} exists; continue it with --resume, replace it with "
+                "--overwrite, or choose another --run.dir"
+            )
+        if not folder.is_dir() or not (folder / "config.yaml").exists():
+            raise UsageError(
+                f"{folder} is no run directory (it has no config.yaml), so --overwrite will not "
+                "delete it; choose another --run.dir"
+            )
+    return Run(folder)
+
+
+def create_run(path: str | Path, *, overwrite: bool = False) -> Run:
+    """A new run directory, readable by its owner alone.
+
+    Raises:
+        UsageError: the directory exists, or cannot be made.
+    """
+    run = reserve_run(path, overwrite=overwrite)
+    try:
+        if run.path.exists():
+            shutil.rmtree(run.path)
+        run.path.mkdir(parents=True)
+        run.path.chmod(0o700)
+    except OSError as error:
+        raise UsageError(f"run directory {run.path} cannot be made: {error.strerror}") from None
+    return run
+
+
+def open_run(path: str | Path) -> Run:
+    """An existing run directory.
+
+    Raises:
+        UsageError: there is none at `path`.
+    """
+    folder = Path(path).expanduser()
+    if not (folder / "config.yaml").is_file():
+        raise UsageError(f"{folder} is no run directory: it has no config.yaml")
+    return Run(folder)
+
+
+def environment() -> dict[str, Any]:
+    """Machine and versions, as kept beside the results."""
+    versions: dict[str, str] = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "versions": versions,
+    }
+
+
+def to_json(record: Mapping[str, Any]) -> str:
+    """One JSON line; a number that is not finite is an error, since JSON has no such number."""
+    return json.dumps(record, allow_nan=False, ensure_ascii=False)
+
+
+def finite(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record without undefined numbers: undefined is absent."""
+    return {
+        key: value
+        for key, value in record.items()
+        if not (isinstance(value, float) and not math.isfinite(value)) and value is not None
+    }
+
+
+def append_line(path: Path, record: Mapping[str, Any]) -> None:
+    """Append one JSON line in a single write."""
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(to_json(record) + "\n")
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Records of a JSON-lines file; an unterminated last line is left out.
+
+    Raises:
+        DataError: any other line that is not JSON, with its number.
+    """
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{path}, line {number} is damaged: {error}") from None
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file so that a crash leaves the old or the new one, never half."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)

@@ -1,0 +1,56 @@
+"""Units of work done, exactly once each, across kills and restarts."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tutelage.errors import DataError
+from tutelage.runs.directory import append_line, read_lines
+
+
+class Ledger:
+    """An append-only file with one JSON line a finished unit.
+
+    A line is written after the unit's work, in one write; a torn last line means
+    that the unit was not finished and is cut off when the ledger is opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        _cut_torn_line(path)
+        self._done: dict[str, dict[str, Any]] = {}
+        for record in read_lines(path):
+            if not isinstance(record, dict) or "unit" not in record:
+                raise DataError(f"ledger {path} has a line without a unit: {record!r:.80}")
+            self._done[record["unit"]] = record
+
+    def __contains__(self, unit: str) -> bool:
+        return unit in self._done
+
+    def __len__(self) -> int:
+        return len(self._done)
+
+    def __getitem__(self, unit: str) -> dict[str, Any]:
+        return self._done[unit]
+
+    def record(self, unit: str, result: Mapping[str, Any]) -> None:
+        """Mark a unit done, with its result.
+
+        Raises:
+            ValueError: it is done already; doing a unit twice is a bug of the caller.
+        """
+        if unit in self._done:
+            raise ValueError(f"unit {unit!r} is in the ledger {self.path} already")
+        line = {"unit": unit, **result}
+        append_line(self.path, line)
+        self._done[unit] = line
+
+
+def _cut_torn_line(path: Path) -> None:
+    with path.open("rb+") as stream:
+        content = stream.read()
+        whole = content.rfind(b"\n") + 1
+        if whole != len(content):
+            stream.truncate(whole)

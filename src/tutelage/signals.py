@@ -1,0 +1,80 @@
+"""Rules on recorded metrics: guards while a run goes on, causes when it is explained.
+
+A rule is a pure function of the records written so far. It never sees a model.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any, Literal
+
+Records = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signal:
+    """Something a rule noticed."""
+
+    name: str
+    """Which rule."""
+    severity: Literal["warning", "stop"]
+    """Whether the run must end."""
+    evidence: str
+    """The numbers behind it."""
+    advice: str
+    """The setting to change."""
+
+
+def non_finite(records: Records, limit: int) -> Signal | None:
+    """The last `limit` steps all had a loss or gradient that is not finite."""
+    last = records[-limit:]
+    if len(last) < limit or any(record.get("applied", True) for record in last):
+        return None
+    return Signal(
+        name="non_finite",
+        severity="stop",
+        evidence=f"loss or gradient was not finite in {limit} steps in a row; none was applied",
+        advice="lower optimizer.lr or optimizer.grad_clip, and check both models for NaN weights",
+    )
+
+
+def truncation(records: Records, share: float, window: int) -> Signal | None:
+    """Rollouts stopped ending: nearly all are cut at the limit, and at first they were not."""
+    means = _first_and_last(records, "rollout/truncated", window)
+    if means is None or means[1] < share or means[0] >= share:
+        return None
+    return Signal(
+        name="truncation",
+        severity="warning",
+        evidence=f"truncated rollouts went from {means[0]:.0%} to {means[1]:.0%}",
+        advice="check that both sides stop at the same ids; raise rollout.max_new_tokens",
+    )
+
+
+def length(records: Records, factor: float, window: int) -> Signal | None:
+    """Rollouts became much longer, or much shorter, than they began."""
+    means = _first_and_last(records, "rollout/length", window)
+    if means is None or means[0] == 0:
+        return None
+    ratio = means[1] / means[0]
+    if 1 / factor < ratio < factor:
+        return None
+    grew = ratio >= factor
+    return Signal(
+        name="length_inflation" if grew else "length_collapse",
+        severity="warning",
+        evidence=f"mean length went from {means[0]:.1f} to {means[1]:.1f} tokens",
+        advice=(
+            "check that both sides stop at the same ids; lower rollout.max_new_tokens"
+            if grew
+            else "the student learns to stop where agreement is easy: use objective top_k with "
+            "tail bucket in place of sampled, or lower optimizer.lr"
+        ),
+    )
+
+
+def _first_and_last(records: Records, key: str, window: int) -> tuple[float, float] | None:
+    values = [record[key] for record in records if key in record]
+    if len(values) < 2 * window:
+        return None
+    return fmean(values[:window]), fmean(values[-window:])
