@@ -425,7 +425,10 @@ class Trainer:
             rows.append(batch.rows + start)
         table, all_rows = concatenate(tables), torch.cat(rows)
         samples = self.config.evaluation.samples
-        shown = range(0, min(len(rollouts), self.config.run.record_rollouts * samples), samples)
+        # One rollout each of questions spread over the held-out set, the same at every evaluation.
+        questions = len(rollouts) // samples
+        count = min(questions, self.config.run.record_rollouts)
+        shown = [i * questions // count * samples for i in range(count)]
         scores = [_token_scores(rollouts[i], self.student, table, all_rows == i) for i in shown]
         return table, all_rows, scores
 

@@ -66,7 +66,7 @@ def curves(stories: Sequence[Mapping[str, Any]]) -> list[Curve]:
         if traces:
             layout = {
                 "xaxis": {"title": {"text": "optimizer step"}},
-                "yaxis": {"title": {"text": unit}},
+                "yaxis": {"title": {"text": unit}, "rangemode": "tozero"},
             }
             made.append(Curve(title, note, {"data": traces, "layout": layout}))
     return made

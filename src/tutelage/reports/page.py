@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from tutelage.reports.figures import Curve, curves
 from tutelage.runs.directory import open_run, read_lines, replace_text
 
@@ -32,8 +34,10 @@ def read_story(path: Path) -> dict[str, Any]:
     records = list(read_lines(run.metrics))
     check = run.path / "check.json"
     evaluations = [record for record in records if record["kind"] == "eval"]
+    config = (run.path / "config.yaml").read_text()
     return {
         "name": run.path.name,
+        "pair": _pair(config),
         "evaluations": evaluations,
         "training": [record for record in records if record["kind"] == "train"],
         "looks": json.loads(check.read_text()) if check.exists() else [],
@@ -41,7 +45,7 @@ def read_story(path: Path) -> dict[str, Any]:
         if run.events.exists()
         else [],
         "rollouts": _before_and_after(run.path, evaluations),
-        "config": (run.path / "config.yaml").read_text(),
+        "config": config,
         "environment": json.loads((run.path / "environment.json").read_text()),
     }
 
@@ -66,6 +70,12 @@ def render_page(stories: Sequence[Mapping[str, Any]]) -> str:
         drawing=drawing,
         script_hashes=" ".join(_hash(script) for script in (library, drawing)),
     )
+
+
+def _pair(config: str) -> str:
+    models: dict[str, Any] = yaml.safe_load(config)
+    student, teacher = (Path(models[role]["path"]).name for role in ("student", "teacher"))
+    return f"{student} ← {teacher}"
 
 
 def _before_and_after(path: Path, evaluations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

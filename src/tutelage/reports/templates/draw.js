@@ -14,7 +14,7 @@ function draw() {
       plot_bgcolor: "transparent",
       margin: { l: 60, r: 15, t: 10, b: 45 },
       height: 300,
-    }, { responsive: true, displaylogo: false });
+    }, { responsive: true, displayModeBar: false });
   });
 }
 dark.addEventListener("change", draw);

