@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -18,8 +19,15 @@ from tutelage.lab.tasks import is_held_out
 from tutelage.models.local import load_model
 from tutelage.types import SamplingParams
 
-# Sampled accuracy at temperature 1 on 1,000 held-out problems, as docs/lab.md states them.
-CLAIMED = {"student": 0.32, "compatible": 0.99, "incompatible": 0.98, "same_data": 0.33}
+# Sampled accuracies as the table of docs/lab.md states them.
+CLAIMED = {
+    name: float(accuracy)
+    for name, accuracy in re.findall(
+        r"^\| `(\w+)` \|.*\| ([\d.]+) \| [\d.]+ \|$",
+        (Path(__file__).parents[2] / "docs" / "lab.md").read_text(),
+        re.M,
+    )
+}
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +51,6 @@ def test_the_demo_distils_the_student(demo_run):
 
 
 def test_training_prompts_hold_no_held_out_problem(demo_run):
-    from pathlib import Path
-
     folder = Path(demo_run.summary["run_dir"]).parent
     train, held_out = (
         {row["prompt"][0]["content"] for row in read_jsonl(folder / name)}
@@ -55,8 +61,6 @@ def test_training_prompts_hold_no_held_out_problem(demo_run):
 
 
 def test_the_reports_numbers_equal_the_recorded_ones(demo_run):
-    from pathlib import Path
-
     page = Path(demo_run.summary["report"]).read_text()
     data = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
     figures = json.loads(data.group(1))
@@ -78,7 +82,6 @@ def test_the_reports_numbers_equal_the_recorded_ones(demo_run):
 
 def test_the_page_treats_model_text_as_data(demo_run, tmp_path):
     import shutil
-    from pathlib import Path
 
     run = tmp_path / "run"
     shutil.copytree(demo_run.summary["run_dir"], run)
@@ -101,16 +104,22 @@ def test_first_look_tells_the_three_teachers_apart():
         assert looks["same_data"].verdict != "incompatible"
 
 
+def test_the_docs_claim_an_accuracy_of_every_shipped_model():
+    assert (
+        CLAIMED.keys() == {folder.name for folder in ZOO.iterdir()} == EMBEDDED_SPEC.models.keys()
+    )
+
+
 @pytest.mark.parametrize("name", list(CLAIMED))
 def test_shipped_models_have_the_claimed_accuracies(name):
-    """Within four standard errors of the claim, so that a false alarm is a 1 in 10,000 event."""
+    """Within four standard errors and a point of the claim: problem sets differ a little too."""
     model = load_model(ModelConfig(path=str(model_path(name))), name)
     rendered, _ = render(EMBEDDED_SPEC.task.eval_prompts(1000, seed=9), model.tokenizer, {}, 100)
     params = SamplingParams(max_new_tokens=28)
     result = evaluate(model, rendered, make_verifier(VERIFIER), params, seed=5)
     claim = CLAIMED[name]
     error = (claim * (1 - claim) / 1000) ** 0.5
-    assert result.record()["accuracy"] == pytest.approx(claim, abs=4 * error + 0.005)
+    assert result.record()["accuracy"] == pytest.approx(claim, abs=4 * error + 0.01)
 
 
 def test_shipped_models_take_at_most_three_megabytes():
