@@ -6,8 +6,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from helpers import read_jsonl
 
+from helpers import read_jsonl
 from tutelage.config import load_config
 from tutelage.training import train
 
