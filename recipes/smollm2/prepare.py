@@ -45,9 +45,12 @@ def convert(output: Path) -> Path:
 
 
 def solution(model: LocalModel, prompt: Prompt) -> Rollout:
-    """The reference answer as the completion a perfect student would sample."""
-    eos = model.tokenizer.eos_token_id
-    ids = (*model.tokenizer(str(prompt.answer), add_special_tokens=False)["input_ids"], eos)
+    """The solved problem, `4 + 3 = 7`, as the completion a perfect student would sample."""
+    text = f"{prompt.metadata['entry']['metadata']['expression']} = {prompt.answer}"
+    ids = (
+        *model.tokenizer(text, add_special_tokens=False)["input_ids"],
+        model.tokenizer.eos_token_id,
+    )
     return Rollout(
         prompt=prompt,
         index=0,
@@ -55,13 +58,13 @@ def solution(model: LocalModel, prompt: Prompt) -> Rollout:
         completion_ids=ids,
         logprobs=(0.0,) * len(ids),
         finish_reason="stop",
-        text=str(prompt.answer),
+        text=text,
         policy_step=0,
     )
 
 
 def train_on_solutions(model: LocalModel, steps: int, batch_size: int, lr: float) -> None:
-    """Next-token loss on the answers alone."""
+    """Next-token loss on the solutions alone."""
     optimizer = torch.optim.AdamW(model.model.parameters(), lr=lr, weight_decay=0.0)
     prompts = load_prompts(SOLUTIONS)[: steps * batch_size]
     started = time.monotonic()

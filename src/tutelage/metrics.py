@@ -124,6 +124,7 @@ def summarise_rollouts(rollouts: Sequence[Rollout], table: TokenTable, rows: Ten
     ]
     if repeats:
         record["rollout/repetition"] = sum(repeats) / len(repeats)
+    record["kl/reverse_sequence"] = table["kl/reverse"].double().sum().item() / count
     rewards = sequence_rewards(table, rows, count)
     defined = [r for r in rewards if r is not None]
     if defined:

@@ -198,11 +198,15 @@ def test_area_under_curve_equals_counting_pairs():
 def test_sequence_reward_is_the_mean_over_the_rollout():
     rollouts = [rollout([5, 6, 7], reward=1.0), rollout([8], reward=0.0)]
     batch = collate(rollouts)
-    table = {"reward/mean": torch.tensor([-1.0, -2.0, -3.0, -4.0])}
+    table = {
+        "reward/mean": torch.tensor([-1.0, -2.0, -3.0, -4.0]),
+        "kl/reverse": torch.tensor([1.0, 2.0, 3.0, 4.0]),
+    }
     assert metrics.sequence_rewards(table, batch.rows, 2) == [-2.0, -4.0]
     record = metrics.summarise_rollouts(rollouts, table, batch.rows)
     assert record["sequence_reward"] == pytest.approx(-3)
     assert record["sequence_reward/auroc"] == 1
+    assert record["kl/reverse_sequence"] == pytest.approx(5)
     assert record["rollout/length"] == 2
 
 
