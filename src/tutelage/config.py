@@ -74,6 +74,49 @@ class JSD(Section):
     """Weight of the teacher in the mixture; the ends are reverse_kl and forward_kl."""
 
 
+class Skew(Section):
+    """KL against a mixture that keeps a part alpha of the first argument: bounded log-ratios."""
+
+    type: Literal["skew"] = "skew"
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the distribution itself in the mixture; the log-ratio never exceeds -log alpha."""
+    direction: Literal["reverse", "forward"] = "reverse"
+    """reverse: KL(p || alpha p + (1 - alpha) q); forward: KL(q || alpha q + (1 - alpha) p)."""
+
+
+class Power(Section):
+    """The density-power divergence with reward q^alpha - p^alpha."""
+
+    type: Literal["power"] = "power"
+    alpha: PositiveFloat = 1.0
+    """1 is half the squared distance; divided by alpha it tends to the reverse KL at 0."""
+
+
+class EntropyRamp(Section):
+    """A share that rises with the teacher's entropy."""
+
+    low: NonNegativeFloat = 0.0
+    """Entropy in nats up to which the share is 0."""
+    high: PositiveFloat = 1.0
+    """Entropy in nats from which the share is full."""
+
+    @model_validator(mode="after")
+    def _rises(self) -> "EntropyRamp":
+        if self.high <= self.low:
+            raise ValueError(f"high ({self.high}) must exceed low ({self.low})")
+        return self
+
+
+class Mix(Section):
+    """(1 - f) reverse KL + f forward KL."""
+
+    type: Literal["mix"] = "mix"
+    forward: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Share f of the forward KL."""
+    ramp: EntropyRamp | None = None
+    """None: f everywhere. Else f grows from 0 with the teacher's entropy."""
+
+
 class Bucket(Section):
     """All other tokens become one outcome: never above the full divergence, never negative."""
 
@@ -104,7 +147,8 @@ class ReferenceCode(Section):
 
 
 Divergence = Annotated[
-    Annotated[ReverseKL | ForwardKL | JSD, Discriminator("type")], _tagged("reverse_kl")
+    Annotated[ReverseKL | ForwardKL | JSD | Skew | Power | Mix, Discriminator("type")],
+    _tagged("reverse_kl"),
 ]
 Tail = Annotated[
     Annotated[Bucket | Renormalise | Drop | ReferenceCode, Discriminator("type")],
@@ -112,14 +156,296 @@ Tail = Annotated[
 ]
 
 
-class Sampled(Section):
+class ModelConfig(Section):
+    """A model and how it is loaded."""
+
+    path: str
+    """Directory with config.json, tokenizer and safetensors weights."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of the weights."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1; auto takes a GPU where there is one."""
+    template: dict[str, Any] = {}
+    """Arguments of the chat template, such as `enable_thinking: false`."""
+
+
+Reference = Literal["initial"] | ModelConfig
+"""`initial` is the student as it was before the run."""
+
+
+# token weights
+
+
+class UniformWeight(Section):
+    """Every token counts the same."""
+
+    type: Literal["uniform"] = "uniform"
+
+
+class _NormalisedWeight(Section):
+    normalise: bool = True
+    """Scale the weights to mean 1 over the step's tokens."""
+
+
+class PositionWeight(_NormalisedWeight):
+    """Linear in the place of the token in its rollout, between 1 - slope and 1 + slope."""
+
+    type: Literal["position"] = "position"
+    direction: Literal["up", "down"] = "down"
+    """down favours the beginning."""
+    slope: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """1 gives one end the weight 0."""
+
+
+class TeacherEntropyWeight(_NormalisedWeight):
+    """By the teacher's entropy H: H itself, or exp(-H)."""
+
+    type: Literal["teacher_entropy"] = "teacher_entropy"
+    favour: Literal["high", "low"] = "low"
+    """Which states count more."""
+
+
+class TipWeight(_NormalisedWeight):
+    """Tokens at which the student is unsure, or sure and far from the teacher (2604.14084)."""
+
+    type: Literal["tip"] = "tip"
+    unsure: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Share of the step's tokens kept for the student's entropy."""
+    far: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the rest kept for the reverse KL."""
+
+
+class TeachabilityWeight(_NormalisedWeight):
+    """Teacher's corrective mass inside the student's top-k: sum of max(q - p, 0) (2605.26844)."""
+
+    type: Literal["teachability"] = "teachability"
+    k: PositiveInt = 16
+    """Size of the student's top-k set."""
+
+
+class CorrectnessWeight(_NormalisedWeight):
+    """By the verdict on the rollout; unknown counts 1. Needs a verifier."""
+
+    type: Literal["correctness"] = "correctness"
+    right: NonNegativeFloat = 1.0
+    """Weight of tokens of right rollouts."""
+    wrong: NonNegativeFloat = 1.0
+    """Weight of tokens of wrong rollouts."""
+
+
+class ReliabilityWeight(_NormalisedWeight):
+    """A measured table: relative position x teacher entropy -> weight."""
+
+    type: Literal["reliability"] = "reliability"
+    table: str
+    """JSON file with `positions` and `entropies` (inner bin edges) and `weights` (rows by
+    position)."""
+
+
+TokenWeight = Annotated[
+    Annotated[
+        UniformWeight
+        | PositionWeight
+        | TeacherEntropyWeight
+        | TipWeight
+        | TeachabilityWeight
+        | CorrectnessWeight
+        | ReliabilityWeight,
+        Discriminator("type"),
+    ],
+    _tagged(),
+]
+
+
+# prompt weights
+
+
+class UniformPrompt(Section):
+    """Every prompt counts the same."""
+
+    type: Literal["uniform"] = "uniform"
+
+
+class PassRatePrompt(Section):
+    """p (1 - p) of the student's pass rate in the group (2603.11178); needs group_size >= 2."""
+
+    type: Literal["pass_rate"] = "pass_rate"
+
+
+class TeacherGatePrompt(Section):
+    """Prompts that the teacher solves count, the others do not (2609.02998)."""
+
+    type: Literal["teacher_gate"] = "teacher_gate"
+    samples: PositiveInt = 1
+    """Teacher samples of each prompt."""
+    threshold: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Pass rate from which the gate is open."""
+
+
+PromptWeight = Annotated[
+    Annotated[UniformPrompt | PassRatePrompt | TeacherGatePrompt, Discriminator("type")], _tagged()
+]
+
+
+# targets
+
+
+class TeacherTarget(Section):
+    """The teacher itself."""
+
+    type: Literal["teacher"] = "teacher"
+
+
+class ExtrapolatedTarget(Section):
+    """log r + strength log(q / r): beyond the teacher, as seen from a reference (2602.12125)."""
+
+    type: Literal["extrapolated"] = "extrapolated"
+    strength: PositiveFloat = 1.25
+    """1 is the teacher, less lies between reference and teacher."""
+    reference: Reference = "initial"
+    """The model r."""
+
+
+class ShiftTarget(Section):
+    """log p0 + log(q / q0): only what training changed in the teacher (2609.10154)."""
+
+    type: Literal["shift"] = "shift"
+    teacher_base: ModelConfig
+    """The teacher before its training, q0."""
+    student_base: Reference = "initial"
+    """The model p0 that the shift is added to."""
+
+
+class ArithmeticTarget(Section):
+    """share q + (1 - share) p: a target between student and teacher, without gradient."""
+
+    type: Literal["arithmetic"] = "arithmetic"
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Share of the teacher."""
+
+
+Target = Annotated[
+    Annotated[
+        TeacherTarget | ExtrapolatedTarget | ShiftTarget | ArithmeticTarget, Discriminator("type")
+    ],
+    _tagged(),
+]
+
+
+class Brake(Section):
+    """KL(student || reference): holds the student back from collapse."""
+
+    coefficient: PositiveFloat
+    """Weight of the term."""
+    reference: Reference = "initial"
+    """The model it is held to."""
+
+
+# verifiable rewards
+
+
+class ConstantSchedule(Section):
+    """The teacher stays."""
+
+    type: Literal["constant"] = "constant"
+
+
+class AnnealSchedule(Section):
+    """The teacher's term falls linearly to 0 between two steps."""
+
+    type: Literal["anneal"] = "anneal"
+    start: NonNegativeInt = 0
+    """Step from which it falls."""
+    end: PositiveInt
+    """Step from which it is 0."""
+
+    @model_validator(mode="after")
+    def _falls(self) -> "AnnealSchedule":
+        if self.end <= self.start:
+            raise ValueError(f"end ({self.end}) must exceed start ({self.start})")
+        return self
+
+
+class RetireSchedule(Section):
+    """The teacher is dropped for good once the student is near it and comes no nearer."""
+
+    type: Literal["retire"] = "retire"
+    fraction: Annotated[float, Field(gt=0)] = 0.9
+    """Share of the teacher's held-out accuracy that the student must have reached."""
+    patience: PositiveInt = 2
+    """Evaluations in a row in which the reverse KL did not fall."""
+
+
+Schedule = Annotated[
+    Annotated[ConstantSchedule | AnnealSchedule | RetireSchedule, Discriminator("type")], _tagged()
+]
+
+
+class RewardMix(Section):
+    """A verifiable reward beside the teacher: group-normalised advantages (GRPO)."""
+
+    coefficient: PositiveFloat = 1.0
+    """Weight of the reward's term."""
+    schedule: Schedule = ConstantSchedule()
+    """What becomes of the teacher's term."""
+
+
+class _ObjectiveBase(Section):
+    weight: TokenWeight = UniformWeight()
+    """How much each token counts."""
+    prompt_weight: PromptWeight = UniformPrompt()
+    """How much each prompt counts."""
+    target: Target = TeacherTarget()
+    """What the student moves towards."""
+    brake: Brake | None = None
+    """Optional pull back to a reference."""
+    reward: RewardMix | None = None
+    """Optional verifiable reward; needs a verifier and group_size >= 2."""
+    return_to_go: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Discount of the divergence still to come, credited to the sampled token; None leaves it
+    out, as published objectives do."""
+
+
+# estimators
+
+
+class NoBaseline(Section):
+    """The reward as it is."""
+
+    type: Literal["none"] = "none"
+
+
+class KLBaseline(Section):
+    """The state's expected reward, -KL(p || q) for the reverse KL (2605.07865)."""
+
+    type: Literal["kl"] = "kl"
+    k: PositiveInt | None = None
+    """None: over the whole vocabulary. Else from the student's top-k alone."""
+
+
+class BatchMeanBaseline(Section):
+    """The mean reward of the step's other tokens."""
+
+    type: Literal["batch_mean"] = "batch_mean"
+
+
+Baseline = Annotated[
+    Annotated[NoBaseline | KLBaseline | BatchMeanBaseline, Discriminator("type")], _tagged()
+]
+
+
+class Sampled(_ObjectiveBase):
     """The sampled token alone, as a policy gradient: no extra cost, most noise."""
 
     type: Literal["sampled"] = "sampled"
     divergence: Divergence = ReverseKL()
+    bound: PositiveFloat | None = None
+    """Largest size of the log-ratio in the reward, in nats; leaves the family of divergences."""
+    baseline: Baseline = NoBaseline()
+    """Subtracted from the reward; less noise, same expected gradient."""
 
 
-class TopK(Section):
+class TopK(_ObjectiveBase):
     """A set of likely tokens at every state."""
 
     type: Literal["top_k"] = "top_k"
@@ -148,7 +474,7 @@ class TopK(Section):
         return self
 
 
-class Full(Section):
+class Full(_ObjectiveBase):
     """The exact divergence over the whole vocabulary."""
 
     type: Literal["full"] = "full"
@@ -156,6 +482,30 @@ class Full(Section):
 
 
 Objective = Annotated[Annotated[Sampled | TopK | Full, Discriminator("type")], _tagged("top_k")]
+
+ESTIMATORS_THAT_DO_NOT_DISTIL = {
+    "k1": (
+        "log p - log q back-propagated has the expected gradient E_p grad log p = 0: the teacher "
+        "drops out. Use `sampled`, whose reward is -k1, or watch kl/k1"
+    ),
+    "k2": (
+        "(log p - log q)^2 / 2 back-propagated is `sampled` with reverse_kl and no baseline; "
+        "write that, or watch kl/k2"
+    ),
+    "k3": (
+        "q/p - 1 - log(q/p) back-propagated on student samples has the expected gradient of the "
+        "forward KL. Use `sampled` with divergence reverse_kl or forward_kl, or watch kl/k3"
+    ),
+    "top_k_advantage": (
+        "a top-k KL summed to one number and used as the advantage of the sampled token does not "
+        "depend on that token, so E_p A grad log p = 0. Use `top_k`"
+    ),
+    "clamped_top_k": (
+        "a truncated KL clamped at 0 loses its gradient wherever it is negative. Use `top_k` with "
+        "tail: bucket, which is never negative"
+    ),
+}
+"""Names people try, and why their gradient is not the one they want."""
 
 
 # --- verifiers -------------------------------------------------------------------------------
@@ -197,19 +547,6 @@ Verifier = Annotated[
 # --- the sections of a run -------------------------------------------------------------------
 
 
-class ModelConfig(Section):
-    """A model and how it is loaded."""
-
-    path: str
-    """Directory with config.json, tokenizer and safetensors weights."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Precision of the weights."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1; auto takes a GPU where there is one."""
-    template: dict[str, Any] = {}
-    """Arguments of the chat template, such as `enable_thinking: false`."""
-
-
 class DataConfig(Section):
     """Prompts and how answers are judged."""
 
@@ -244,6 +581,10 @@ class RolloutConfig(Section):
     """Tokens kept when sampling; 0 keeps all."""
     batch_size: PositiveInt = 256
     """Rollouts decoded at once."""
+    student_share: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Share of rollouts that the student samples; the teacher samples the rest (GKD's lambda)."""
+    delay_steps: NonNegativeInt = 0
+    """Steps between sampling a rollout and training on it; above 0 makes rollouts stale."""
 
 
 class OptimizerConfig(Section):
@@ -345,13 +686,52 @@ class Config(Section):
     """The run itself."""
 
     @model_validator(mode="after")
-    def _metric_can_be_measured(self) -> "Config":
-        judged = self.data.verifier is not None or self.data.prompts.startswith("reasoning_gym:")
+    def _combination_exists(self) -> "Config":
+        objective, judged = self.objective, self.is_judged
         if self.evaluation.metric == "accuracy" and not judged:
             raise ValueError(
                 "evaluation.metric: accuracy needs data.verifier; set one, or metric: reverse_kl"
             )
+        needs = {
+            "objective.prompt_weight": not isinstance(objective.prompt_weight, UniformPrompt),
+            "objective.weight correctness": isinstance(objective.weight, CorrectnessWeight),
+            "objective.reward": objective.reward is not None,
+        }
+        for setting, needed in needs.items():
+            if needed and not judged:
+                raise ValueError(f"{setting} judges rollouts, so it needs data.verifier; set one")
+        grouped = {
+            "objective.prompt_weight pass_rate": isinstance(
+                objective.prompt_weight, PassRatePrompt
+            ),
+            "objective.reward": objective.reward is not None,
+        }
+        for setting, needed in grouped.items():
+            if needed and self.rollout.group_size < 2:
+                raise ValueError(
+                    f"{setting} compares the rollouts of one prompt, so it needs "
+                    f"rollout.group_size >= 2, not {self.rollout.group_size}"
+                )
+        if self.rollout.student_share < 1:
+            sampled_terms = {
+                "objective.type sampled": isinstance(objective, Sampled),
+                "objective.return_to_go": objective.return_to_go is not None,
+                "objective.reward": objective.reward is not None,
+            }
+            for setting, used in sampled_terms.items():
+                if used:
+                    raise ValueError(
+                        f"{setting} is a policy gradient: its expectation is over tokens the "
+                        f"student drew, and rollout.student_share "
+                        f"{self.rollout.student_share} lets the teacher draw some; use top_k or "
+                        "full alone, or student_share: 1"
+                    )
         return self
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether answers are verified."""
+        return self.data.verifier is not None or self.data.prompts.startswith("reasoning_gym:")
 
 
 # --- reading ---------------------------------------------------------------------------------
@@ -421,7 +801,7 @@ def section(kind: type[S], tree: Mapping[str, Any], origin: str = "the flags") -
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        faults = [_explain(fault) for fault in error.errors()]
+        faults = [_explain(fault, kind) for fault in error.errors()]
         raise UsageError(f"{origin}: " + "\n".join(faults)) from None
 
 
@@ -478,39 +858,52 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
     tree[last] = value
 
 
-def _explain(fault: ErrorDetails) -> str:
-    tags = {tag for key in ("type",) for tag in _known_tags(key)}
-    path = [str(part) for part in fault["loc"] if part not in tags]
-    where = ".".join(path) or "the config"
+def _explain(fault: ErrorDetails, root: type[Section]) -> str:
+    path, siblings = _field_path(fault["loc"], root)
+    where = ".".join(path)
     kind, context = fault["type"], fault.get("ctx", {})
     if kind == "extra_forbidden":
-        known = config_keys()
-        siblings = {key.rsplit(".", 1)[-1] for key in known if key.startswith(".".join(path[:-1]))}
-        top = set(Config.model_fields)
-        return f"{where} does not exist. {did_you_mean(path[-1], siblings if path[:-1] else top)}"
+        return f"{where} does not exist. {did_you_mean(path[-1], siblings)}"
     if kind == "missing":
         return f"{where} is missing; it has no default"
     if kind == "union_tag_not_found":
         return f"{where}.type is missing; write a name alone, or a mapping with a type"
     if kind == "union_tag_invalid":
+        tag = str(context.get("tag"))
+        if where == "objective" and tag in ESTIMATORS_THAT_DO_NOT_DISTIL:
+            return f"objective.type {tag!r} does not distil: {ESTIMATORS_THAT_DO_NOT_DISTIL[tag]}"
         expected = str(context.get("expected_tags", "")).replace("'", "").split(", ")
-        return f"{where}.type {context.get('tag')!r} does not exist. " + did_you_mean(
-            str(context.get("tag")), expected
-        )
+        return f"{where}.type {tag!r} does not exist. {did_you_mean(tag, expected)}"
+    prefix = f"{where}: " if where else ""
     if kind == "value_error":
-        return f"{where}: {context['error']}"
-    return f"{where}: {fault['msg'][0].lower()}{fault['msg'][1:]}, got {fault['input']!r}"
+        return f"{prefix}{context['error']}"
+    return f"{prefix}{fault['msg'][0].lower()}{fault['msg'][1:]}, got {fault['input']!r}"
 
 
-def _known_tags(key: str) -> set[str]:
-    tags: set[str] = set()
+def _field_path(location: tuple[int | str, ...], root: type[Section]) -> tuple[list[str], set[str]]:
+    """A fault's place as dotted keys, and the keys that exist there.
 
-    def visit(section: type[Section]) -> None:
-        for name, info in section.model_fields.items():
-            if name == key and isinstance(info.default, str):
-                tags.add(info.default)
-            for part in _sections_of(info.annotation):
-                visit(part)
+    pydantic's location also names the branches of unions that it took; they are
+    no keys, and serve only to know which section the rest is in.
+    """
+    path: list[str] = []
+    inside: list[type[Section]] = [root]
+    known: set[str] = set()
+    for part in map(str, location):
+        fields = {name: info for section in inside for name, info in section.model_fields.items()}
+        known = set(fields)
+        branch = [s for s in inside if part in (s.__name__, _tag(s))]
+        if part in fields:
+            path.append(part)
+            inside = _sections_of(fields[part].annotation)
+        elif branch:
+            inside = branch
+        elif not part.startswith("literal["):
+            path.append(part)
+            inside = []
+    return path, known
 
-    visit(Config)
-    return tags
+
+def _tag(section: type[Section]) -> object:
+    field = section.model_fields.get("type")
+    return field.default if field is not None else None

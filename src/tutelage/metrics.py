@@ -52,9 +52,16 @@ def token_statistics(student: Tensor, teacher: Tensor, sampled: Tensor, k: int) 
         "kl/reverse": divergences.reverse_kl(student, teacher),
         "kl/forward": divergences.forward_kl(student, teacher),
         "reward/mean": teacher_logprob - student_logprob,
+        **divergence_monitors(student_logprob, teacher_logprob),
         "student_logprob": student_logprob,
         "teacher_logprob": teacher_logprob,
     }
+
+
+def divergence_monitors(student: Tensor, teacher: Tensor) -> TokenTable:
+    """Sampled estimates k1, k2, k3 of the reverse KL [N]: to watch, not to differentiate."""
+    log_u = teacher - student
+    return {"kl/k1": -log_u, "kl/k2": log_u**2 / 2, "kl/k3": log_u.expm1() - log_u}
 
 
 _NOT_AVERAGED = (
@@ -195,15 +202,20 @@ def _by_bin(table: Mapping[str, Tensor], place: Tensor, bins: int) -> dict[str, 
     return series
 
 
-def stop_masses(
-    student: Tensor, teacher: Tensor, rows: Tensor, stop_ids: frozenset[int]
-) -> TokenTable:
-    """Probability of all stop ids at the last scored position of each rollout, NaN elsewhere."""
+def last_positions(rows: Tensor) -> Tensor:
+    """bool [N]: which scored tokens are the last of their rollout."""
     last = torch.ones(len(rows), dtype=torch.bool)
     last[:-1] = rows[1:] != rows[:-1]
+    return last
+
+
+def stop_masses(
+    student: Tensor, teacher: Tensor, last: Tensor, stop_ids: frozenset[int]
+) -> TokenTable:
+    """Probability of all stop ids where `last` is set, NaN elsewhere; [N]."""
     ids = torch.tensor(sorted(i for i in stop_ids if i < student.shape[-1]), device=student.device)
     table: TokenTable = {}
     for side, logprobs_ in (("student", student), ("teacher", teacher)):
-        mass = logprobs_.detach()[:, ids].exp().sum(-1).cpu()
-        table[f"rollout/eos_mass_{side}"] = torch.where(last, mass, torch.nan)
+        mass = logprobs_[:, ids].exp().sum(-1)
+        table[f"rollout/eos_mass_{side}"] = torch.where(last.to(mass.device), mass, torch.nan)
     return table

@@ -73,6 +73,27 @@ def length(records: Records, factor: float, window: int) -> Signal | None:
     )
 
 
+def retired(
+    evaluations: Records, teacher_accuracy: float | None, fraction: float, patience: int
+) -> bool:
+    """Whether the teacher has nothing left to give, now or at an earlier evaluation.
+
+    That is when the student has reached a fraction of its accuracy and the reverse KL has
+    not fallen for `patience` evaluations in a row.
+    """
+    if teacher_accuracy is None:
+        return False
+    lowest, waited = float("inf"), 0
+    for record in evaluations:
+        divergence = record["kl/reverse"]
+        waited = 0 if divergence < lowest else waited + 1
+        lowest = min(lowest, divergence)
+        near = record.get("accuracy", 0.0) >= fraction * teacher_accuracy
+        if near and waited >= patience:
+            return True
+    return False
+
+
 def _first_and_last(records: Records, key: str, window: int) -> tuple[float, float] | None:
     values = [record[key] for record in records if key in record]
     if len(values) < 2 * window:

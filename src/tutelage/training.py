@@ -11,35 +11,41 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from torch import Tensor
 
 from tutelage import signals
-from tutelage.config import Config, OptimizerConfig, dump_config, parse_config
-from tutelage.data.collate import collate
-from tutelage.data.prompts import load_prompts, split_held_out, without
-from tutelage.data.render import render
-from tutelage.data.verify import Verify, choose_verifier
-from tutelage.errors import DataError, GuardStop, Preempted, UsageError
+from tutelage.config import (
+    AnnealSchedule,
+    Config,
+    OptimizerConfig,
+    PassRatePrompt,
+    RetireSchedule,
+    TeacherGatePrompt,
+    UniformPrompt,
+    dump_config,
+    parse_config,
+)
+from tutelage.credit import pass_rate_weights
+from tutelage.errors import GuardStop, Preempted, UsageError
 from tutelage.evaluation import evaluate, write_questions
+from tutelage.gradient import accumulate, measure
 from tutelage.metrics import (
     Record,
     TokenTable,
-    concatenate,
     overlap_k,
-    stop_masses,
     summarise_positions,
     summarise_rollouts,
     summarise_tokens,
-    token_statistics,
 )
-from tutelage.models.base import Scorer
-from tutelage.models.compatibility import require_context, require_same_tokens, share_vocabulary
-from tutelage.models.local import LocalModel, load_model
-from tutelage.objective import token_losses
+from tutelage.models.local import LocalModel
+from tutelage.ops.sampling import uniforms
+from tutelage.ops.weights import mean_one
 from tutelage.runs.checkpoints import (
     Checkpoint,
     newest_checkpoint,
@@ -60,10 +66,15 @@ from tutelage.runs.directory import (
     to_json,
 )
 from tutelage.runs.interrupts import Interrupts
+from tutelage.runs.rollouts import rollout_from_json, rollout_to_json
+from tutelage.session import Session, prepare
+from tutelage.timings import Timings
 from tutelage.types import RenderedPrompt, Rollout, SamplingParams
 
 Observer = Callable[[Record], None]
 CHANGEABLE_ON_RESUME = {"run.steps", "run.max_hours", "run.dir"}
+# Steps that no training step has, so that evaluation never shares its draws.
+EVALUATION_STEP = -1
 
 
 @dataclass(frozen=True)
@@ -99,19 +110,15 @@ def train(
         TutelageError: whatever the user can mend; see `tutelage.errors`.
 
     """
-    run = reopen_run(config) if resume else reserve_run(config.run.dir, overwrite=overwrite)
-    trainer = Trainer.prepare(config, run, observer, resume)
-    if not resume:  # only now, so that a run that cannot start leaves nothing behind
-        begin_run(run, config, overwrite=overwrite)
-    for note in trainer.notes:
-        run.log_event(**note)
+    trainer = (
+        Trainer.resume(config, observer) if resume else Trainer.start(config, observer, overwrite)
+    )
     with Interrupts() as interrupts:
         outcome = "finished"
         if trainer.step == 0:
             trainer.evaluate()
         while trainer.step < config.run.steps:
-            prompts = trainer.next_prompts()
-            rollouts = trainer.sample(prompts)
+            rollouts = trainer.next_rollouts()
             trainer.update(rollouts)
             trainer.watch()
             if trainer.due(config.evaluation.every):
@@ -132,14 +139,14 @@ def train(
                 break
         last = trainer.evaluate()
         checkpoint = trainer.save()
-    run.log_event("end", outcome=outcome, step=trainer.step)
+    trainer.run.log_event("end", outcome=outcome, step=trainer.step)
     return TrainResult(
-        run=run.path,
+        run=trainer.run.path,
         outcome=outcome,
         step=trainer.step,
         checkpoint=checkpoint,
         best_step=trainer.best_step,
-        first=trainer.first_evaluation,
+        first=trainer.evaluations.get(0, {}),
         last=last,
     )
 
@@ -147,190 +154,191 @@ def train(
 class Trainer:
     """The state of a run, and the stages of its step."""
 
-    def __init__(
-        self,
-        config: Config,
-        run: Run,
-        student: LocalModel,
-        teacher: LocalModel,
-        prompts: Sequence[RenderedPrompt],
-        held_out: Sequence[RenderedPrompt],
-        verify: Verify | None,
-        observer: Observer,
-    ) -> None:
+    def __init__(self, config: Config, run: Run, session: Session, observer: Observer) -> None:
         self.config, self.run, self.observer = config, run, observer
-        self.student, self.teacher = student, teacher
-        self.prompts, self.held_out, self.verify = prompts, held_out, verify
+        self.models, self.session = session.models, session
         self.optimizer = torch.optim.AdamW(
-            student.model.parameters(),
+            self.models.student.model.parameters(),
             lr=config.optimizer.lr,
             betas=config.optimizer.betas,
             weight_decay=config.optimizer.weight_decay,
         )
-        self.k = overlap_k(config.run.metrics_k, student.vocabulary)
-        self.metric = config.evaluation.metric or ("accuracy" if verify else "reverse_kl")
+        self.overlap_k = overlap_k(config.run.metrics_k, self.models.student.vocabulary)
+        judged = "accuracy" if session.verify else "reverse_kl"
+        self.metric = config.evaluation.metric or judged
         self.step = 0
+        self.timings = Timings()
         self.seconds_before = 0.0
         self.started = time.monotonic()
         self.best_step, self.best_value, self.evaluations_since_best = 0, -math.inf, 0
-        self.records: list[dict[str, Any]] = []
+        self.steps: list[Record] = []
+        self.evaluations: dict[int, Record] = {}
+        self.teacher_accuracy: float | None = None
         self.warned: set[str] = set()
-        self.evaluated: dict[int, Record] = {}
-        self.first_evaluation: Record = {}
-        self.notes: list[dict[str, Any]] = []
+        self.pending: list[list[Rollout]] = []
 
     @classmethod
-    def prepare(cls, config: Config, run: Run, observer: Observer, resume: bool) -> "Trainer":
-        """Load everything, refuse what cannot work, and restore the state on resume."""
-        checkpoint, skipped = newest_checkpoint(run.checkpoints) if resume else (None, [])
-        prompts, held_out, verify = _data(config)
-        student_settings = config.student
-        if checkpoint is not None:
-            student_settings = student_settings.model_copy(update={"path": str(checkpoint.path)})
-        student = load_model(student_settings, "student")
-        teacher = load_model(config.teacher, "teacher")
-        require_same_tokens(student.tokenizer, teacher.tokenizer)
-        share_vocabulary(student, teacher)
-        for model in (student, teacher):
-            model.temperature = config.rollout.temperature
-            model.batch_size = config.rollout.batch_size
-        teacher.model.requires_grad_(False)
-        notes: list[dict[str, Any]] = []
-        rendered = [
-            render(
-                part,
-                student.tokenizer,
-                config.student.template,
-                config.data.max_prompt_tokens,
-                config.data.use_chat_template,
+    def start(cls, config: Config, observer: Observer, overwrite: bool = False) -> "Trainer":
+        """A new run; its directory is made only once everything fits together."""
+        run = reserve_run(config.run.dir, overwrite=overwrite)
+        trainer = cls(config, run, prepare(config), observer)
+        create_run(run.path, overwrite=overwrite)
+        replace_text(run.path / "config.yaml", dump_config(config))
+        replace_text(run.path / "environment.json", to_json(environment()))
+        for note in trainer.session.notes:
+            run.log_event(**note)
+        return trainer
+
+    @classmethod
+    def resume(cls, config: Config, observer: Observer) -> "Trainer":
+        """The run in `run.dir`, as its newest valid checkpoint left it."""
+        run = open_run(config.run.dir)
+        if changes := _changes(run, config):
+            raise UsageError(
+                "--resume continues a run with the settings it began with, but "
+                + "; ".join(changes)
+                + f". Only {', '.join(sorted(CHANGEABLE_ON_RESUME))} may change"
             )
-            for part in (prompts, held_out)
-        ]
-        (train_prompts, too_long), (eval_prompts, eval_too_long) = rendered
-        if too_long or eval_too_long:
-            notes.append(
-                {
-                    "kind": "prompts_dropped",
-                    "training": too_long,
-                    "evaluation": eval_too_long,
-                    "limit": config.data.max_prompt_tokens,
-                }
-            )
-        _require_prompts(config, train_prompts, too_long)
-        longest = max(len(p.ids) for p in [*train_prompts, *eval_prompts])
-        for role, model in (("student", student), ("teacher", teacher)):
-            require_context(model, role, longest, config.rollout.max_new_tokens)
-        if student.stop_ids != teacher.stop_ids:
-            notes.append(
-                {
-                    "kind": "stop_ids_differ",
-                    "student": sorted(student.stop_ids),
-                    "teacher": sorted(teacher.stop_ids),
-                }
-            )
-        trainer = cls(config, run, student, teacher, train_prompts, eval_prompts, verify, observer)
-        trainer.notes = notes
-        if checkpoint is not None:
-            trainer.restore(checkpoint, skipped)
+        checkpoint, skipped = newest_checkpoint(run.checkpoints)
+        trainer = cls(config, run, prepare(config, str(checkpoint.path)), observer)
+        trainer.restore(checkpoint, skipped)
         return trainer
 
     # --- the stages of a step ----------------------------------------------------------------
 
-    def next_prompts(self) -> list[RenderedPrompt]:
-        """The prompts of this step: every epoch walks them all in an order of its own."""
-        count = self.config.rollout.prompts_per_step
-        per_epoch = len(self.prompts) // count
-        epoch, place = divmod(self.step, per_epoch)
-        order = np.random.default_rng([self.config.run.seed, epoch]).permutation(len(self.prompts))
-        return [self.prompts[i] for i in order[place * count : (place + 1) * count]]
-
-    def sample(self, prompts: Sequence[RenderedPrompt]) -> list[Rollout]:
-        """Rollouts of the student at its current weights, judged where answers can be."""
+    def next_rollouts(self) -> list[Rollout]:
+        """The rollouts to train on: sampled now, or `delay_steps` ago."""
         self.timings = Timings()
+        last = self.step + self.config.rollout.delay_steps
+        for step in range(self.step + len(self.pending), last + 1):
+            self.pending.append(self.judge(self.sample(self.prompts_of(step), step)))
+        return self.pending.pop(0)
+
+    def prompts_of(self, step: int) -> list[RenderedPrompt]:
+        """The prompts of a step: every epoch walks them all in an order of its own."""
+        prompts, count = self.session.prompts, self.config.rollout.prompts_per_step
+        epoch, place = divmod(step, len(prompts) // count)
+        order = np.random.default_rng([self.config.run.seed, epoch]).permutation(len(prompts))
+        return [prompts[i] for i in order[place * count : (place + 1) * count]]
+
+    def sample(self, prompts: Sequence[RenderedPrompt], step: int) -> list[Rollout]:
+        """Rollouts at the current weights; the student draws its share, the teacher the rest."""
+        settings, seed = self.config.rollout, self.config.run.seed
+        params = SamplingParams(
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            top_k=settings.top_k,
+        )
+
+        def students(prompt_id: str, index: int) -> bool:
+            draw = uniforms(1, seed, step, prompt_id, index, "source")[0]
+            return bool(draw < settings.student_share)
+
+        key: dict[str, Any] = {"group_size": settings.group_size, "seed": seed, "step": step}
         with self.timings("rollout"):
-            rollouts = self.student.sample(
-                prompts,
-                _sampling(self.config),
-                group_size=self.config.rollout.group_size,
-                seed=self.config.run.seed,
-                step=self.step,
+            if settings.student_share == 1:
+                return self.models.student.sample(prompts, params, **key)
+            own = self.models.student.sample(prompts, params, **key, only=students)
+            others = self.models.teacher.sample(
+                prompts, params, **key, only=lambda *sample: not students(*sample)
             )
-        if self.verify is not None:
-            with self.timings("verify"):
-                rollouts = [replace(r, reward=self.verify(r.prompt, r.text)) for r in rollouts]
-        return rollouts
+        place = {prompt.prompt.id: i for i, prompt in enumerate(prompts)}
+        drawn = own + [replace(rollout, source="teacher") for rollout in others]
+        return sorted(drawn, key=lambda r: (place[r.prompt.id], r.index))
+
+    def judge(self, rollouts: list[Rollout]) -> list[Rollout]:
+        """The rollouts with their rewards, where answers are verified."""
+        verify = self.session.verify
+        if verify is None:
+            return rollouts
+        with self.timings("verify"):
+            return [replace(r, reward=verify(r.prompt, r.text)) for r in rollouts]
 
     def update(self, rollouts: Sequence[Rollout]) -> None:
         """One optimizer step on all rollouts, and its record."""
-        lr = learning_rate(self.config.optimizer, self.step, self.config.run.steps)
+        settings, student = self.config.optimizer, self.models.student
+        lr = learning_rate(settings, self.step, self.config.run.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        loss, table, rows, positions, padding = self.accumulate(rollouts)
+        result = accumulate(
+            self.models,
+            self.config.objective,
+            rollouts,
+            micro_batch_size=settings.micro_batch_size,
+            aggregation=settings.aggregation,
+            overlap_k=self.overlap_k,
+            prompt_weights=self.prompt_weights(rollouts),
+            teacher_share=self.teacher_share(),
+            timings=self.timings,
+        )
         with self.timings("optimizer"):
             norm = torch.nn.utils.clip_grad_norm_(
-                self.student.model.parameters(), self.config.optimizer.grad_clip
+                student.model.parameters(), settings.grad_clip
             ).item()
-            applied = math.isfinite(norm) and math.isfinite(loss)
+            applied = math.isfinite(norm) and math.isfinite(result.loss)
             if applied:
                 self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        self.student.policy_step = self.step
+        student.policy_step = self.step
         record: Record = {"kind": "train", "step": self.step, "applied": applied, "lr": lr}
-        record |= finite({"loss": loss, "grad_norm": norm})
-        record |= finite(summarise_tokens(table) | summarise_rollouts(rollouts, table, rows))
-        record |= self.timings.record(int(record["tokens"]), padding)
+        record |= finite({"loss": result.loss, "grad_norm": norm})
+        record |= finite(summarise_tokens(result.table))
+        record |= finite(summarise_rollouts(rollouts, result.table, result.rows))
+        record["rollout/age"] = fmean(self.step - 1 - r.policy_step for r in rollouts)
+        record |= performance(self.timings, record["tokens"], result.padding)
         self.log(record)
-        append_line(
-            self.run.path / "positions.jsonl",
-            {"step": self.step}
-            | summarise_positions(table, positions, self.config.rollout.max_new_tokens),
+        longest = self.config.rollout.max_new_tokens
+        series = summarise_positions(result.table, result.positions, longest)
+        append_line(self.run.path / "positions.jsonl", {"step": self.step, **series})
+
+    def prompt_weights(self, rollouts: Sequence[Rollout]) -> Tensor | None:
+        """Weight of each rollout's prompt; None where all count the same."""
+        match self.config.objective.prompt_weight:
+            case UniformPrompt():
+                return None
+            case PassRatePrompt():
+                return pass_rate_weights(rollouts)
+            case TeacherGatePrompt(samples=samples, threshold=threshold):
+                rates = self.teacher_pass_rates(rollouts, samples)
+                is_open = [float(rates[r.prompt.id] >= threshold) for r in rollouts]
+                return mean_one(torch.tensor(is_open, dtype=torch.float64))
+
+    def teacher_pass_rates(self, rollouts: Sequence[Rollout], samples: int) -> dict[str, float]:
+        """How often the teacher itself solves each of the step's prompts."""
+        prompts = {r.prompt.id: RenderedPrompt(prompt=r.prompt, ids=r.prompt_ids) for r in rollouts}
+        params = SamplingParams(
+            max_new_tokens=self.config.rollout.max_new_tokens,
+            temperature=self.config.rollout.temperature,
         )
+        with self.timings("teacher_gate"):
+            result = evaluate(
+                self.models.teacher,
+                list(prompts.values()),
+                self.session.verify,
+                params,
+                samples=samples,
+                seed=self.config.run.seed,
+                step=self.step,
+            )
+        return {q.rollouts[0].prompt.id: q.accuracy or 0.0 for q in result.questions}
 
-    def accumulate(
-        self, rollouts: Sequence[Rollout]
-    ) -> tuple[float, TokenTable, Tensor, Tensor, float]:
-        """Gradients of the whole step, micro-batch by micro-batch, under one denominator."""
-        scorer: Scorer = self.teacher
-        # Neighbours in length share a micro-batch, so little of it is padding.
-        order = sorted(range(len(rollouts)), key=lambda i: _length(rollouts[i]))
-        size = self.config.optimizer.micro_batch_size
-        total, tables, rows, positions = 0.0, list[TokenTable](), list[Tensor](), list[Tensor]()
-        used = padded = 0
-        for start in range(0, len(order), size):
-            places = torch.tensor(order[start : start + size])
-            batch = collate([rollouts[i] for i in places.tolist()])
-            with self.timings("score"):
-                teacher = scorer.score(batch)
-            with self.timings("update"):
-                student = self.student.state_logprobs(batch)
-                sampled = batch.targets.to(student.device)
-                output = token_losses(self.config.objective, student, teacher, sampled)
-                weights = self.token_weights(rollouts, places[batch.rows]).to(output.losses)
-                loss = (output.losses * weights).sum()
-                loss.backward()
-            with self.timings("metrics"), torch.no_grad():
-                table = token_statistics(student, teacher, sampled, self.k)
-                table |= {"loss": output.losses.detach(), **output.metrics}
-                table |= stop_masses(
-                    student, teacher, batch.rows, self.student.stop_ids | self.teacher.stop_ids
+    def teacher_share(self) -> float:
+        """What the reward's schedule leaves of the teacher's term at this step."""
+        reward = self.config.objective.reward
+        match reward.schedule if reward is not None else None:
+            case AnnealSchedule(start=start, end=end):
+                return 1 - min(1.0, max(0.0, (self.step - start) / (end - start)))
+            case RetireSchedule(fraction=fraction, patience=patience):
+                if self.teacher_accuracy is None:
+                    self.teacher_accuracy = self.measure_teacher()
+                done = signals.retired(
+                    list(self.evaluations.values()), self.teacher_accuracy, fraction, patience
                 )
-                tables.append({key: value.detach().cpu() for key, value in table.items()})
-            total += loss.item()
-            rows.append(places[batch.rows])
-            positions.append(batch.positions)
-            used += int(batch.attention_mask.sum())
-            padded += batch.attention_mask.numel()
-        table = concatenate(tables)
-        table.pop("loss")
-        return total, table, torch.cat(rows), torch.cat(positions), 1 - used / padded
-
-    def token_weights(self, rollouts: Sequence[Rollout], rows: Tensor) -> Tensor:
-        """Share of each token in the loss: the denominators span the whole step."""
-        lengths = torch.tensor([len(r.completion_ids) for r in rollouts], dtype=torch.float64)
-        if self.config.optimizer.aggregation == "token_mean":
-            return torch.full((len(rows),), 1 / lengths.sum().item(), dtype=torch.float64)
-        return 1 / (len(rollouts) * lengths[rows])
+                return 0.0 if done else 1.0
+            case _:
+                return 1.0
 
     def watch(self) -> None:
         """Guards on what was recorded; a warning is given once.
@@ -341,9 +349,9 @@ class Trainer:
         """
         guards = self.config.guards
         noticed = (
-            signals.non_finite(self.records, guards.non_finite_limit),
-            signals.truncation(self.records, guards.truncated, guards.window),
-            signals.length(self.records, guards.length_factor, guards.window),
+            signals.non_finite(self.steps, guards.non_finite_limit),
+            signals.truncation(self.steps, guards.truncated, guards.window),
+            signals.length(self.steps, guards.length_factor, guards.window),
         )
         for signal in noticed:
             if signal is None:
@@ -351,88 +359,84 @@ class Trainer:
             stop = signal.severity == "stop" or guards.stop
             if stop or signal.name not in self.warned:
                 self.warned.add(signal.name)
-                self.run.log_event(
-                    "signal",
-                    step=self.step,
-                    name=signal.name,
-                    severity="stop" if stop else "warning",
-                    evidence=signal.evidence,
-                    advice=signal.advice,
-                )
-                self.observer(
-                    {
-                        "kind": "signal",
-                        "step": self.step,
-                        "name": signal.name,
-                        "evidence": signal.evidence,
-                        "advice": signal.advice,
-                    }
-                )
+                told = {
+                    "step": self.step,
+                    "name": signal.name,
+                    "evidence": signal.evidence,
+                    "advice": signal.advice,
+                }
+                self.run.log_event("signal", **told, severity="stop" if stop else "warning")
+                self.observer({"kind": "signal", **told})
             if stop:
                 raise GuardStop(f"{signal.name}: {signal.evidence}. To mend it: {signal.advice}")
 
+    # --- evaluation --------------------------------------------------------------------------
+
     def evaluate(self) -> Record:
         """Held-out accuracy and agreement at this step; the best checkpoint is kept."""
-        if not self.held_out:
+        if not self.session.held_out:
             return {}
-        if self.step in self.evaluated:
-            return self.evaluated[self.step]
-        settings = self.config.evaluation
-        params = SamplingParams(
-            max_new_tokens=settings.max_new_tokens or self.config.rollout.max_new_tokens,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-        )
+        if self.step in self.evaluations:
+            return self.evaluations[self.step]
+        samples = self.config.evaluation.samples
         started = time.monotonic()
         result = evaluate(
-            self.student,
-            self.held_out,
-            self.verify,
-            params,
-            samples=settings.samples,
+            self.models.student,
+            self.session.held_out,
+            self.session.verify,
+            self.evaluation_params(),
+            samples=samples,
             seed=self.config.run.seed,
-            step=-1,
+            step=EVALUATION_STEP,
         )
-        table, rows, scores = self.measure(result.rollouts)
+        table, rows = measure(
+            self.models,
+            result.rollouts,
+            micro_batch_size=self.config.optimizer.micro_batch_size,
+            overlap_k=self.overlap_k,
+        )
         record: Record = {"kind": "eval", "step": self.step}
-        record |= result.record(ks=[settings.samples] if settings.samples > 1 else [])
-        record |= finite(summarise_tokens(table) | summarise_rollouts(result.rollouts, table, rows))
+        record |= result.record(ks=[samples] if samples > 1 else [])
+        record |= finite(summarise_tokens(table))
+        record |= finite(summarise_rollouts(result.rollouts, table, rows))
         record["perf/eval_s"] = time.monotonic() - started
-        self.evaluated[self.step] = record
-        if self.step == 0:
-            self.first_evaluation = record
+        self.evaluations[self.step] = record
         write_questions(result, self.run.path / "eval" / f"step-{self.step}.jsonl")
-        self.run.write_lines(f"rollouts/step-{self.step}.jsonl", scores)
+        # One rollout each of questions spread over the held-out set, the same at every evaluation.
+        shown = min(len(result.questions), self.config.run.record_rollouts)
+        places = [i * len(result.questions) // shown * samples for i in range(shown)]
+        self.run.write_lines(
+            f"rollouts/step-{self.step}.jsonl",
+            [
+                token_scores(result.rollouts[i], self.models.student, table, rows == i)
+                for i in places
+            ],
+        )
         self.log(record)
         self.keep_best(record)
         return record
 
-    @torch.no_grad()
-    def measure(
-        self, rollouts: Sequence[Rollout]
-    ) -> tuple[TokenTable, Tensor, list[dict[str, Any]]]:
-        """Agreement on given rollouts, and the token-level scores of the first few."""
-        tables, rows = list[TokenTable](), list[Tensor]()
-        for start in range(0, len(rollouts), self.config.optimizer.micro_batch_size):
-            part = rollouts[start : start + self.config.optimizer.micro_batch_size]
-            batch = collate(part)
-            student, teacher = self.student.score(batch), self.teacher.score(batch)
-            table = token_statistics(student, teacher, batch.targets.to(student.device), self.k)
-            table |= stop_masses(
-                student, teacher, batch.rows, self.student.stop_ids | self.teacher.stop_ids
-            )
-            tables.append({key: value.cpu() for key, value in table.items()})
-            rows.append(batch.rows + start)
-        table, all_rows = concatenate(tables), torch.cat(rows)
-        samples = self.config.evaluation.samples
-        # One rollout each of questions spread over the held-out set, the same at every evaluation.
-        questions = len(rollouts) // samples
-        count = min(questions, self.config.run.record_rollouts)
-        shown = [i * questions // count * samples for i in range(count)]
-        scores = [_token_scores(rollouts[i], self.student, table, all_rows == i) for i in shown]
-        return table, all_rows, scores
+    def evaluation_params(self) -> SamplingParams:
+        """How held-out completions are drawn."""
+        settings = self.config.evaluation
+        return SamplingParams(
+            max_new_tokens=settings.max_new_tokens or self.config.rollout.max_new_tokens,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+        )
 
-    # --- keeping -----------------------------------------------------------------------------
+    def measure_teacher(self) -> float | None:
+        """The teacher's accuracy on the held-out questions; None where none can be judged."""
+        result = evaluate(
+            self.models.teacher,
+            self.session.held_out,
+            self.session.verify,
+            self.evaluation_params(),
+            samples=self.config.evaluation.samples,
+            seed=self.config.run.seed,
+            step=EVALUATION_STEP,
+        )
+        return fmean(result.accuracies) if result.accuracies else None
 
     def keep_best(self, record: Record) -> None:
         """Remember the best evaluation, and save its weights."""
@@ -440,13 +444,15 @@ class Trainer:
         value = record.get(key)
         if value is None:
             return
-        score = float(value) if key == "accuracy" else -float(value)
+        score = value if key == "accuracy" else -value
         if score > self.best_value:
             self.best_step, self.best_value, self.evaluations_since_best = self.step, score, 0
             if self.step:
                 self.save()
         else:
             self.evaluations_since_best += 1
+
+    # --- keeping -----------------------------------------------------------------------------
 
     def save(self) -> Path:
         """A checkpoint of the whole state at this step."""
@@ -456,14 +462,11 @@ class Trainer:
             "evaluations_since_best": self.evaluations_since_best,
             "seconds": self.seconds(),
             "warned": sorted(self.warned),
+            "pending": [[rollout_to_json(r) for r in step] for step in self.pending],
         }
+        student = self.models.student
         path = save_checkpoint(
-            self.run.checkpoints,
-            self.step,
-            self.student.model,
-            self.student.tokenizer,
-            self.optimizer,
-            state,
+            self.run.checkpoints, self.step, student.model, student.tokenizer, self.optimizer, state
         )
         prune(self.run.checkpoints, self.config.run.keep, protected=[self.best_step])
         replace_text(self.run.checkpoints / "best.json", to_json({"step": self.best_step}))
@@ -473,24 +476,25 @@ class Trainer:
         """Continue as if the run had never stopped."""
         restore_optimizer(checkpoint, self.optimizer)
         state = checkpoint.state
-        self.step = self.student.policy_step = checkpoint.step
+        self.step = self.models.student.policy_step = checkpoint.step
         self.best_step = state["best_step"]
         self.best_value = -math.inf if state["best_value"] is None else state["best_value"]
         self.evaluations_since_best = state["evaluations_since_best"]
         self.seconds_before = state["seconds"]
         self.warned = set(state["warned"])
+        prompts = {p.prompt.id: p.prompt for p in self.session.prompts}
+        self.pending = [[rollout_from_json(r, prompts) for r in step] for step in state["pending"]]
         dropped = self.run.truncate_after(self.step)
         records = list(read_lines(self.run.metrics)) if self.run.metrics.exists() else []
-        self.records = [record for record in records if record["kind"] == "train"]
-        self.evaluated = {r["step"]: r for r in records if r["kind"] == "eval"}
-        self.first_evaluation = self.evaluated.get(0, {})
+        self.steps = [record for record in records if record["kind"] == "train"]
+        self.evaluations = {r["step"]: r for r in records if r["kind"] == "eval"}
         self.run.log_event("resume", step=self.step, skipped=list(skipped), dropped=dropped)
 
     def log(self, record: Record) -> None:
         """Record a step or an evaluation, and show it."""
         self.run.log_metrics(record)
         if record["kind"] == "train":
-            self.records.append(record)
+            self.steps.append(record)
         self.observer(record)
 
     def due(self, every: int) -> bool:
@@ -512,44 +516,6 @@ class Trainer:
         return hours is not None and self.seconds() >= 3600 * hours
 
 
-class Timings:
-    """Seconds by phase of one step."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    def __call__(self, phase: str) -> "_Phase":
-        """Add what runs inside to a phase."""
-        return _Phase(self.seconds, phase)
-
-    def record(self, tokens: int, padding: float) -> Record:
-        """perf/* of a step that scored `tokens` tokens."""
-        record: Record = {f"perf/{phase}_s": s for phase, s in self.seconds.items()}
-        record["perf/step_s"] = sum(self.seconds.values())
-        for phase in ("rollout", "score", "update"):
-            if self.seconds.get(phase):
-                record[f"perf/{phase}_tokens_per_s"] = tokens / self.seconds[phase]
-        record["perf/padding"] = padding
-        # ru_maxrss is in kilobytes on Linux and in bytes on macOS.
-        scale = 1 if sys.platform == "darwin" else 1024
-        record["perf/peak_memory_bytes"] = (
-            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
-        )
-        return record
-
-
-class _Phase:
-    def __init__(self, seconds: dict[str, float], phase: str) -> None:
-        self.seconds, self.phase = seconds, phase
-
-    def __enter__(self) -> None:
-        self.started = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        passed = time.perf_counter() - self.started
-        self.seconds[self.phase] = self.seconds.get(self.phase, 0.0) + passed
-
-
 def learning_rate(settings: OptimizerConfig, step: int, steps: int) -> float:
     """The learning rate of step `step` (from 0) of `steps`."""
     warm_up = settings.warmup_steps
@@ -561,92 +527,24 @@ def learning_rate(settings: OptimizerConfig, step: int, steps: int) -> float:
     return settings.lr * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
 
 
-def begin_run(run: Run, config: Config, *, overwrite: bool = False) -> None:
-    """Make the run directory, with the resolved settings and the versions in it."""
-    create_run(run.path, overwrite=overwrite)
-    replace_text(run.path / "config.yaml", dump_config(config))
-    replace_text(run.path / "environment.json", to_json(environment()))
+def performance(timings: Timings, tokens: int, padding: float) -> Record:
+    """perf/* of a step that scored `tokens` tokens."""
+    record: Record = {f"perf/{phase}_s": s for phase, s in timings.seconds.items()}
+    record["perf/step_s"] = sum(timings.seconds.values())
+    for phase in ("rollout", "score", "update"):
+        if timings.seconds.get(phase):
+            record[f"perf/{phase}_tokens_per_s"] = tokens / timings.seconds[phase]
+    record["perf/padding"] = padding
+    # ru_maxrss is in kilobytes on Linux and in bytes on macOS.
+    scale = 1 if sys.platform == "darwin" else 1024
+    record["perf/peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+    return record
 
 
-def reopen_run(config: Config) -> Run:
-    """The run to resume.
-
-    Raises:
-        UsageError: there is none, or its settings were others.
-
-    """
-    run = open_run(config.run.dir)
-    changes = _changes(run, config)
-    if changes:
-        raise UsageError(
-            "--resume continues a run with the settings it began with, but "
-            + "; ".join(changes)
-            + f". Only {', '.join(sorted(CHANGEABLE_ON_RESUME))} may change"
-        )
-    return run
-
-
-def _changes(run: Run, config: Config) -> list[str]:
-    import yaml
-
-    before = _leaves(
-        parse_config(yaml.safe_load((run.path / "config.yaml").read_text())).model_dump(mode="json")
-    )
-    now = _leaves(config.model_dump(mode="json"))
-    return [
-        f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and key not in CHANGEABLE_ON_RESUME
-    ]
-
-
-def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            leaves |= _leaves(value, f"{prefix}{key}.")
-        else:
-            leaves[prefix + key] = value
-    return leaves
-
-
-def _data(config: Config) -> tuple[list[Any], list[Any], Verify | None]:
-    prompts = load_prompts(config.data.prompts)
-    if config.data.eval_prompts is not None:
-        held_out = load_prompts(config.data.eval_prompts)
-        prompts = without(prompts, held_out)
-    else:
-        prompts, held_out = split_held_out(prompts, config.data.held_out)
-    return prompts, held_out, choose_verifier(config.data, [*prompts, *held_out])
-
-
-def _require_prompts(config: Config, prompts: Sequence[RenderedPrompt], too_long: int) -> None:
-    needed = config.rollout.prompts_per_step
-    if len(prompts) < needed:
-        dropped = f" ({too_long} were longer than data.max_prompt_tokens)" if too_long else ""
-        raise DataError(
-            f"{config.data.prompts} leaves {len(prompts)} training prompts{dropped}, but one step "
-            f"takes {needed}; lower rollout.prompts_per_step or data.held_out, or add prompts"
-        )
-
-
-def _sampling(config: Config) -> SamplingParams:
-    rollout = config.rollout
-    return SamplingParams(
-        max_new_tokens=rollout.max_new_tokens,
-        temperature=rollout.temperature,
-        top_p=rollout.top_p,
-        top_k=rollout.top_k,
-    )
-
-
-def _length(rollout: Rollout) -> int:
-    return len(rollout.prompt_ids) + len(rollout.completion_ids)
-
-
-def _token_scores(
+def token_scores(
     rollout: Rollout, model: LocalModel, table: TokenTable, mine: Tensor
 ) -> dict[str, Any]:
+    """A rollout with one number a token of every metric; undefined is null."""
     columns = {
         key: [None if math.isnan(v) else round(v, 5) for v in values[mine].tolist()]
         for key, values in table.items()
@@ -665,3 +563,23 @@ def _token_scores(
         "tokens": model.tokens(rollout.completion_ids),
         "scores": columns,
     }
+
+
+def _changes(run: Run, config: Config) -> list[str]:
+    saved = parse_config(yaml.safe_load((run.path / "config.yaml").read_text()), "config.yaml")
+    before, now = (_leaves(c.model_dump(mode="json")) for c in (saved, config))
+    return [
+        f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and key not in CHANGEABLE_ON_RESUME
+    ]
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            leaves |= _leaves(value, f"{prefix}{key}.")
+        else:
+            leaves[prefix + key] = value
+    return leaves

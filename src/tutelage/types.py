@@ -88,6 +88,8 @@ class Rollout:
     """The completion decoded without special tokens."""
     policy_step: int
     """Optimizer steps the sampling weights had taken."""
+    source: Literal["student", "teacher"] = "student"
+    """Who sampled it."""
     reward: float | None = None
     """1 right, 0 wrong, None not verified."""
 
@@ -108,6 +110,9 @@ class Batch:
     """int64 [N]: which rollout each target belongs to."""
     positions: Tensor
     """int64 [N]: place of each target in its completion, from 0."""
+    sampling_logprobs: Tensor
+    """float [N]: log-probability the student gave each target when it sampled it, NaN for
+    targets the teacher sampled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +126,20 @@ class Support:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TokenScores:
+    """What a served teacher says of N states: some tokens' log-probabilities, not all."""
+
+    sampled: Tensor
+    """float [N]: log q of the sampled tokens."""
+    ids: Tensor
+    """int64 [N, K]: the tokens of the support."""
+    logprobs: Tensor
+    """float [N, K]: log q of them over the full vocabulary; the rest is the tail's mass."""
+    mask: Tensor
+    """bool [N, K]: which slots count."""
+
+
+@dataclass(frozen=True, slots=True)
 class LossOutput:
     """What an objective says about N tokens."""
 

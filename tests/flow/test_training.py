@@ -1,7 +1,6 @@
 """The loop end to end on tiny models, and its invariants."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +11,11 @@ from transformers import AutoModelForCausalLM
 from helpers import read_jsonl, sums, write_jsonl
 from tutelage import signals
 from tutelage.config import Config, OptimizerConfig, parse_config
+from tutelage.credit import token_shares
 from tutelage.errors import CheckpointError, GuardStop, UsageError
+from tutelage.gradient import accumulate
 from tutelage.runs.checkpoints import newest_checkpoint
-from tutelage.runs.directory import reserve_run
-from tutelage.training import Timings, Trainer, learning_rate, train
+from tutelage.training import Trainer, learning_rate, train
 
 
 @pytest.fixture
@@ -40,19 +40,21 @@ def settings(gpt2_pair, tmp_path):
 
 
 def trainer_for(config: Config) -> Trainer:
-    run = reserve_run(config.run.dir)
-    run.path.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer.prepare(config, run, lambda record: None, resume=False)
-    trainer.timings = Timings()
-    return trainer
+    return Trainer.start(config, lambda record: None)
 
 
 def gradients(trainer: Trainer, rollouts) -> torch.Tensor:
-    trainer.student.model.zero_grad()
-    trainer.accumulate(rollouts)
-    return torch.cat(
-        [p.grad.flatten() for p in trainer.student.model.parameters() if p.grad is not None]
+    student = trainer.models.student.model
+    student.zero_grad()
+    accumulate(
+        trainer.models,
+        trainer.config.objective,
+        rollouts,
+        micro_batch_size=trainer.config.optimizer.micro_batch_size,
+        aggregation=trainer.config.optimizer.aggregation,
+        overlap_k=4,
     )
+    return torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None])
 
 
 def test_training_lowers_the_held_out_reverse_kl_and_leaves_the_evidence(settings):
@@ -87,7 +89,7 @@ def test_the_last_checkpoint_loads_in_transformers_with_the_trained_weights(sett
 
 def test_accumulation_and_order_equal_one_big_batch(settings):
     whole = trainer_for(settings(optimizer={"micro_batch_size": 100}))
-    rollouts = whole.sample(whole.next_prompts())
+    rollouts = whole.next_rollouts()
     assert len({len(r.completion_ids) for r in rollouts}) > 2
     expected = gradients(whole, rollouts)
     for size in (1, 5):
@@ -101,10 +103,10 @@ def test_accumulation_and_order_equal_one_big_batch(settings):
 @pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean"])
 def test_denominators_span_the_whole_step(settings, aggregation):
     trainer = trainer_for(settings(optimizer={"aggregation": aggregation, "micro_batch_size": 1}))
-    rollouts = trainer.sample(trainer.next_prompts())
+    rollouts = trainer.next_rollouts()
     lengths = [len(r.completion_ids) for r in rollouts]
     rows = torch.tensor([i for i, n in enumerate(lengths) for _ in range(n)])
-    weights = trainer.token_weights(rollouts, rows)
+    weights = token_shares(aggregation, rows, torch.tensor(lengths))
     assert weights.sum().item() == pytest.approx(1)
     shares = [weights[rows == i].sum().item() for i in range(len(rollouts))]
     if aggregation == "token_mean":
@@ -113,15 +115,10 @@ def test_denominators_span_the_whole_step(settings, aggregation):
         assert shares == pytest.approx([1 / len(lengths)] * len(lengths))
 
 
-def test_token_mean_is_the_global_mean_and_not_the_mean_of_micro_batch_means(settings):
-    trainer = trainer_for(settings())
-    rollouts = trainer.sample(trainer.next_prompts())[:2]
-    one = replace(rollouts[0], completion_ids=rollouts[0].completion_ids[:1])
-    four = replace(rollouts[1], completion_ids=(rollouts[1].completion_ids * 4)[:4])
-    rows = torch.tensor([0, 1, 1, 1, 1])
+def test_token_mean_is_the_global_mean_and_not_the_mean_of_micro_batch_means():
+    shares = token_shares("token_mean", torch.tensor([0, 1, 1, 1, 1]), torch.tensor([1, 4]))
     losses = torch.tensor([1.0, 3.0, 3.0, 3.0, 3.0], dtype=torch.float64)
-    weights = trainer.token_weights([one, four], rows)
-    assert (weights * losses).sum().item() == pytest.approx(2.6)
+    assert (shares * losses).sum().item() == pytest.approx(2.6)
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(settings, tmp_path):
@@ -227,15 +224,15 @@ def test_a_run_that_cannot_start_leaves_no_directory(settings, tmp_path):
 def test_non_finite_gradients_are_never_applied_and_end_the_run(settings):
     config = settings(guards={"non_finite_limit": 2})
     trainer = trainer_for(config)
-    before = [p.clone() for p in trainer.student.model.parameters()]
+    before = [p.clone() for p in trainer.models.student.model.parameters()]
     with torch.no_grad():
-        trainer.teacher.model.get_output_embeddings().weight[5, 0] = torch.nan
-    trainer.update(trainer.sample(trainer.next_prompts()))
+        trainer.models.teacher.model.get_output_embeddings().weight[5, 0] = torch.nan
+    trainer.update(trainer.next_rollouts())
     trainer.watch()  # once is not enough
-    trainer.update(trainer.sample(trainer.next_prompts()))
+    trainer.update(trainer.next_rollouts())
     with pytest.raises(GuardStop, match="non_finite"):
         trainer.watch()
-    for old, new in zip(before, trainer.student.model.parameters(), strict=True):
+    for old, new in zip(before, trainer.models.student.model.parameters(), strict=True):
         assert torch.equal(old, new)
     records = read_jsonl(trainer.run.metrics)
     assert [r["applied"] for r in records] == [False, False]
@@ -267,22 +264,26 @@ def test_held_out_questions_are_in_no_training_prompt(settings, tmp_path):
     held_out = write_jsonl(tmp_path / "held_out.jsonl", sums(5))
     prompts = write_jsonl(tmp_path / "more.jsonl", rows)
     trainer = trainer_for(settings(data={"prompts": str(prompts), "eval_prompts": str(held_out)}))
-    questions = {p.prompt.question for p in trainer.prompts}
+    questions = {p.prompt.question for p in trainer.session.prompts}
     assert len(questions) == 25
-    assert not questions & {p.prompt.question for p in trainer.held_out}
-    assert "copy" not in {p.prompt.id for p in trainer.prompts}
+    assert not questions & {p.prompt.question for p in trainer.session.held_out}
+    assert "copy" not in {p.prompt.id for p in trainer.session.prompts}
 
 
 def test_every_epoch_walks_all_prompts_once_in_an_order_of_its_own(settings):
     trainer = trainer_for(settings())
-    epochs = []
+    epochs, step = [], 0
     for _ in range(2):
         seen = []
         for _ in range(5):
-            seen += [p.prompt.id for p in trainer.next_prompts()]
-            trainer.step += 1
+            seen += [p.prompt.id for p in trainer.prompts_of(step)]
+            step += 1
         epochs.append(seen)
-    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(p.prompt.id for p in trainer.prompts)
+    assert (
+        sorted(epochs[0])
+        == sorted(epochs[1])
+        == sorted(p.prompt.id for p in trainer.session.prompts)
+    )
     assert epochs[0] != epochs[1]
 
 
@@ -293,14 +294,14 @@ def test_context_that_is_too_short_is_refused_with_the_numbers(settings):
 
 def test_a_guard_warns_once_in_events_and_stops_when_asked(settings):
     trainer = trainer_for(settings(guards={"window": 1, "length_factor": 1.5}))
-    trainer.records = [{"rollout/length": 10.0}, {"rollout/length": 3.0}]
+    trainer.steps = [{"rollout/length": 10.0}, {"rollout/length": 3.0}]
     trainer.watch()
     trainer.watch()
     events = read_jsonl(trainer.run.events)
     assert [e["name"] for e in events] == ["length_collapse"]
     elsewhere = {"dir": f"{trainer.run.path}-stopping"}
     stopping = trainer_for(settings(guards={"window": 1, "stop": True}, run=elsewhere))
-    stopping.records = trainer.records
+    stopping.steps = trainer.steps
     with pytest.raises(GuardStop, match="length_collapse"):
         stopping.watch()
 

@@ -212,7 +212,9 @@ def test_sequence_reward_is_the_mean_over_the_rollout():
 
 def test_stop_mass_is_the_union_of_both_sides_ids_at_the_last_position():
     p = random_logprobs(rows=3)
-    table = metrics.stop_masses(p, p, torch.tensor([0, 0, 1]), frozenset({1, 4, 999}))
+    table = metrics.stop_masses(
+        p, p, metrics.last_positions(torch.tensor([0, 0, 1])), frozenset({1, 4, 999})
+    )
     mass = table["rollout/eos_mass_student"]
     assert mass[0].isnan()
     for row in (1, 2):

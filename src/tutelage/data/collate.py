@@ -38,4 +38,7 @@ def collate(rollouts: Sequence[Rollout]) -> Batch:
         targets=input_ids[rows, columns + 1],
         rows=rows,
         positions=columns + 1 - starts[rows],
+        sampling_logprobs=torch.tensor(
+            [x if r.source == "student" else torch.nan for r in rollouts for x in r.logprobs]
+        ),
     )

@@ -6,17 +6,10 @@ from statistics import fmean
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
-from tutelage.data.collate import collate
 from tutelage.data.verify import Verify
-from tutelage.metrics import (
-    concatenate,
-    overlap_k,
-    summarise_rollouts,
-    summarise_tokens,
-    token_statistics,
-)
+from tutelage.gradient import Models, measure
+from tutelage.metrics import overlap_k, summarise_rollouts, summarise_tokens
 from tutelage.models.local import LocalModel
 from tutelage.ops.intervals import bootstrap_interval, proportion_interval
 from tutelage.runs.directory import finite
@@ -128,13 +121,9 @@ def _judge(rollouts: Sequence[Rollout], verify: Verify) -> list[float]:
     return [verify(r.prompt, r.text) or 0.0 for r in rollouts]
 
 
-@torch.no_grad()
 def _agreement(
     student: LocalModel, teacher: LocalModel, rollouts: Sequence[Rollout], k: int
 ) -> dict[str, Any]:
-    batch = collate(rollouts)
-    table = token_statistics(
-        student.score(batch), teacher.score(batch), batch.targets.to(student.device), k
-    )
-    table = {key: value.cpu() for key, value in concatenate([table]).items()}
-    return finite(summarise_tokens(table) | summarise_rollouts(rollouts, table, batch.rows))
+    models = Models(student=student, teacher=teacher, references={})
+    table, rows = measure(models, rollouts, micro_batch_size=64, overlap_k=k)
+    return finite(summarise_tokens(table) | summarise_rollouts(rollouts, table, rows))

@@ -1,6 +1,6 @@
 """The two protocols every engine implements."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -19,10 +19,12 @@ class Sampler(Protocol):
         group_size: int,
         seed: int,
         step: int,
+        only: Callable[[str, int], bool] = ...,
     ) -> list[Rollout]:
         """`group_size` rollouts of each prompt, prompt by prompt.
 
-        The draws depend on (seed, step, prompt id, sample index) alone.
+        The draws depend on (seed, step, prompt id, sample index) alone. `only` leaves out
+        samples by (prompt id, index).
         """
         ...
 

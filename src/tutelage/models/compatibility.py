@@ -52,16 +52,22 @@ def require_context(model: LocalModel, role: str, longest_prompt: int, max_new_t
         )
 
 
-def share_vocabulary(student: LocalModel, teacher: LocalModel) -> None:
-    """Let both sides use the ids both heads have; the rest pads the larger head."""
-    rows = min(student.vocabulary, teacher.vocabulary)
+def share_vocabulary(student: LocalModel, *others: LocalModel) -> None:
+    """Let all sides use the ids that every head has; the rest pads the larger heads.
+
+    Raises:
+        UsageError: the tokenizer has an id beyond a head's rows.
+
+    """
+    rows = min(model.vocabulary for model in (student, *others))
     largest = max(student.tokenizer.get_vocab().values(), default=-1)
     if largest >= rows:
         raise UsageError(
             f"the tokenizer has ids up to {largest}, but a model's head has only {rows} rows; "
             "the checkpoint and the tokenizer do not belong together"
         )
-    student.vocabulary = teacher.vocabulary = rows
+    for model in (student, *others):
+        model.vocabulary = rows
 
 
 def _show(token: str | None) -> str:

@@ -2,8 +2,8 @@
 
 import contextlib
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 from tutelage.config import ModelConfig
 from tutelage.errors import MachineError, UsageError
 from tutelage.models.checkpoints import open_folder
-from tutelage.ops.logprobs import log_probs
+from tutelage.ops.projection import Head
 from tutelage.ops.sampling import draw, uniforms
 from tutelage.types import Batch, FinishReason, RenderedPrompt, Rollout, SamplingParams
 
@@ -46,25 +46,37 @@ class LocalModel:
     def __post_init__(self) -> None:
         self.vocabulary = self.vocabulary or head_rows(self.model)
         self.stop_ids = stop_ids(self.model, self.tokenizer)
+        self.raw_head = find_head(self.model)
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.model.device
 
+    @property
+    def head(self) -> Head:
+        """How `hidden` becomes logits at this model's temperature."""
+        return replace(self.raw_head, temperature=self.temperature, vocabulary=self.vocabulary)
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Hidden states [N, H] at the states of the scored tokens, with gradient where enabled."""
+        inputs = {
+            "input_ids": batch.input_ids.to(self.device),
+            "attention_mask": batch.attention_mask.to(self.device),
+        }
+        if self.raw_head.weight is None:
+            states = self.model(**inputs, use_cache=False).logits
+        else:
+            states = self.model.base_model(**inputs, use_cache=False).last_hidden_state
+        return cast(Tensor, states[batch.loss_mask.to(self.device)])
+
     def state_logprobs(self, batch: Batch) -> Tensor:
-        """Log p [N, V] at the state of each scored token, with gradient where enabled."""
-        output = self.model(
-            input_ids=batch.input_ids.to(self.device),
-            attention_mask=batch.attention_mask.to(self.device),
-            use_cache=False,
-        )
-        logits = output.logits[batch.loss_mask.to(self.device)][:, : self.vocabulary]
-        return log_probs(logits, self.temperature)
+        """log p [N, V] at the states of the scored tokens, without gradient in the head."""
+        return self.head.logits(self.hidden(batch)).log_softmax(-1)
 
     @torch.no_grad()
     def score(self, batch: Batch) -> Tensor:
-        """Log-probabilities [N, V] at the state of each scored token, without gradient."""
+        """Log-probabilities [N, V] at the states of the scored tokens, without gradient."""
         return self.state_logprobs(batch)
 
     def sample(
@@ -75,9 +87,15 @@ class LocalModel:
         group_size: int = 1,
         seed: int,
         step: int,
+        only: Callable[[str, int], bool] = lambda prompt_id, index: True,
     ) -> list[Rollout]:
         """`group_size` rollouts of each prompt, prompt by prompt."""
-        jobs = [(prompt, index) for prompt in prompts for index in range(group_size)]
+        jobs = [
+            (prompt, index)
+            for prompt in prompts
+            for index in range(group_size)
+            if only(prompt.prompt.id, index)
+        ]
         # Neighbours in length share a batch, so little of it is padding.
         order = sorted(range(len(jobs)), key=lambda i: len(jobs[i][0].ids))
         rollouts: dict[int, Rollout] = {}
@@ -195,6 +213,41 @@ def head_rows(model: PreTrainedModel) -> int:
     head = model.get_output_embeddings()
     weight = getattr(head, "weight", None)
     return int(weight.shape[0]) if weight is not None else int(model.config.vocab_size)
+
+
+@torch.no_grad()
+def find_head(model: PreTrainedModel) -> Head:
+    """How the model's last hidden states become its logits.
+
+    What the config says of caps and scales is tried on a few tokens; a model that
+    does something else gets a head that takes its logits as they are.
+    """
+    config: Any = model.config
+    scale = getattr(config, "logit_scale", None) or 1 / (
+        getattr(config, "logits_scaling", None) or 1
+    )
+    embedding: Any = model.get_output_embeddings()
+    if embedding is None:
+        return Head(weight=None)
+    head = Head(
+        weight=embedding.weight,
+        bias=getattr(embedding, "bias", None),
+        scale=float(scale),
+        softcap=getattr(config, "final_logit_softcapping", None),
+    )
+    inputs = {"input_ids": torch.arange(4, device=model.device).unsqueeze(0) % head_rows(model)}
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    expected = model(**inputs, use_cache=False).logits[0].float()
+    try:
+        states = model.base_model(**inputs, use_cache=False).last_hidden_state[0]
+        found = head.logits(states).float()
+    except (AttributeError, RuntimeError, TypeError):
+        return Head(weight=None)
+    tolerance = 1e-4 if states.dtype == torch.float32 else 2e-2
+    agree = found.shape == expected.shape and torch.allclose(
+        found, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max())
+    )
+    return head if agree else Head(weight=None)
 
 
 def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

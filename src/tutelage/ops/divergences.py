@@ -1,9 +1,14 @@
 """Divergences between a student p and a teacher q over the same outcomes.
 
-Arguments are log-probabilities over the last axis. A divergence of the
-f-family is D = E_p f(u) with u = q/p; its gradient is that of the surrogate
--sum_v sg[p(v) (phi(v) - b)] log p(v), with phi = u f'(u) - f(u) and any b that
-does not depend on v. `mask` leaves outcomes out of the sum.
+Every divergence is a sum over outcomes of `terms`, and comes with the `reward` of
+an outcome: the gradient of the divergence in the student's logits is that of
+
+    - sum_v sg[p(v) (reward(v) - b)] log p(v)
+
+for any b that does not depend on v, as long as the outcomes are complete. For an
+f-divergence D = E_p f(u), u = q/p, the reward is u f'(u) - f(u) up to a constant;
+the constant is chosen so that the reward vanishes where p = q. Arguments are
+log-probabilities, functions are elementwise.
 """
 
 import math
@@ -13,73 +18,101 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 LogProbs = Float[Tensor, "*S K"]
-PerState = Float[Tensor, "*S"]
+Elementwise = Float[Tensor, "*S"]
 Mask = Bool[Tensor, "*S K"] | None
 
 
-def _total(terms: Tensor, mask: Tensor | None) -> Tensor:
+def total(terms: Float[Tensor, "*S K"], mask: Mask = None) -> Float[Tensor, "*S"]:
+    """Sum over the outcomes that count."""
     return (terms if mask is None else torch.where(mask, terms, 0.0)).sum(-1)
 
 
-def reverse_kl(student: LogProbs, teacher: LogProbs, mask: Mask = None) -> PerState:
+def reverse_kl(student: LogProbs, teacher: LogProbs, mask: Mask = None) -> Float[Tensor, "*S"]:
     """KL(student || teacher) at each state, in nats.
 
     This is the exact value whose one-sample estimate is `k1`.
     """
-    return _total(student.exp() * (student - teacher), mask)
+    return total(reverse_kl_terms(student, teacher), mask)
 
 
-def forward_kl(student: LogProbs, teacher: LogProbs, mask: Mask = None) -> PerState:
+def forward_kl(student: LogProbs, teacher: LogProbs, mask: Mask = None) -> Float[Tensor, "*S"]:
     """KL(teacher || student) at each state, in nats."""
-    return _total(teacher.exp() * (teacher - student), mask)
+    return total(forward_kl_terms(student, teacher), mask)
 
 
-def jsd(student: LogProbs, teacher: LogProbs, beta: float, mask: Mask = None) -> PerState:
-    """Beta KL(q || m) + (1 - beta) KL(p || m) with m = beta q + (1 - beta) p, in nats.
-
-    Divided by 1 - beta it tends to the reverse KL as beta -> 1, divided by beta
-    to the forward KL as beta -> 0.
-    """
-    mixture = log_mixture(student, teacher, beta)
-    return _total(
-        beta * teacher.exp() * (teacher - mixture)
-        + (1 - beta) * student.exp() * (student - mixture),
-        mask,
-    )
+def reverse_kl_terms(student: Elementwise, teacher: Elementwise) -> Elementwise:
+    """p (log p - log q)."""
+    return student.exp() * (student - teacher)
 
 
-def log_mixture(student: LogProbs, teacher: LogProbs, beta: float) -> LogProbs:
-    """log(beta q + (1 - beta) p)."""
-    return torch.logaddexp(teacher + math.log(beta), student + math.log1p(-beta))
-
-
-def reverse_kl_reward(student: LogProbs, teacher: LogProbs) -> LogProbs:
-    """Phi of the reverse KL up to a constant: log u = log q - log p."""
+def reverse_kl_reward(student: Elementwise, teacher: Elementwise) -> Elementwise:
+    """log u."""
     return teacher - student
 
 
-def forward_kl_reward(student: LogProbs, teacher: LogProbs) -> LogProbs:
-    """Phi of the forward KL: u = q / p."""
-    return (teacher - student).exp()
+def forward_kl_terms(student: Elementwise, teacher: Elementwise) -> Elementwise:
+    """q (log q - log p)."""
+    return teacher.exp() * (teacher - student)
 
 
-def jsd_reward(student: LogProbs, teacher: LogProbs, beta: float) -> LogProbs:
-    """Phi of the generalised JSD: (1 - beta) log(m / p)."""
-    return (1 - beta) * (log_mixture(student, teacher, beta) - student)
+def forward_kl_reward(student: Elementwise, teacher: Elementwise) -> Elementwise:
+    """u - 1."""
+    return (teacher - student).expm1()
 
 
-def reverse_kl_at_token(student: LogProbs, teacher: LogProbs) -> LogProbs:
-    """f(u) of the reverse KL, -log u: unbiased for its value at tokens drawn from p (`k1`)."""
-    return student - teacher
+def jsd_terms(student: Elementwise, teacher: Elementwise, beta: float) -> Elementwise:
+    """beta q log(q / m) + (1 - beta) p log(p / m), m = beta q + (1 - beta) p.
+
+    The sum divided by 1 - beta tends to the reverse KL as beta -> 1, divided by
+    beta to the forward KL as beta -> 0.
+    """
+    mixture = log_mixture(teacher, student, beta)
+    return beta * teacher.exp() * (teacher - mixture) + (1 - beta) * student.exp() * (
+        student - mixture
+    )
 
 
-def forward_kl_at_token(student: LogProbs, teacher: LogProbs) -> LogProbs:
-    """f(u) of the forward KL, u log u: unbiased for its value at tokens drawn from p."""
-    return (teacher - student).exp() * (teacher - student)
+def jsd_reward(student: Elementwise, teacher: Elementwise, beta: float) -> Elementwise:
+    """(1 - beta) log(m / p)."""
+    return (1 - beta) * (log_mixture(teacher, student, beta) - student)
 
 
-def jsd_at_token(student: LogProbs, teacher: LogProbs, beta: float) -> LogProbs:
-    """f(u) of the generalised JSD: unbiased for its value at tokens drawn from p."""
-    mixture = log_mixture(student, teacher, beta) - student
-    log_u = teacher - student
-    return beta * log_u.exp() * (log_u - mixture) - (1 - beta) * mixture
+def skew_reverse_terms(student: Elementwise, teacher: Elementwise, alpha: float) -> Elementwise:
+    """p log(p / m), m = alpha p + (1 - alpha) q (skew KL, 2402.03898)."""
+    return student.exp() * (student - log_mixture(student, teacher, alpha))
+
+
+def skew_reverse_reward(student: Elementwise, teacher: Elementwise, alpha: float) -> Elementwise:
+    """log(m / p) + alpha (p / m - 1)."""
+    ratio = log_mixture(student, teacher, alpha) - student
+    return ratio + alpha * (-ratio).expm1()
+
+
+def skew_forward_terms(student: Elementwise, teacher: Elementwise, alpha: float) -> Elementwise:
+    """q log(q / m), m = alpha q + (1 - alpha) p."""
+    return teacher.exp() * (teacher - log_mixture(teacher, student, alpha))
+
+
+def skew_forward_reward(student: Elementwise, teacher: Elementwise, alpha: float) -> Elementwise:
+    """(1 - alpha) (q / m - 1)."""
+    return (1 - alpha) * (teacher - log_mixture(teacher, student, alpha)).expm1()
+
+
+def power_terms(student: Elementwise, teacher: Elementwise, alpha: float) -> Elementwise:
+    """p^(a+1) / (a+1) - q^a p + a/(a+1) q^(a+1).
+
+    The sum divided by alpha tends to the reverse KL as alpha -> 0; alpha = 1 is
+    half the squared distance. Merging outcomes may raise it.
+    """
+    p, q, a = student, teacher, alpha
+    return ((a + 1) * p).exp() / (a + 1) - (a * q + p).exp() + a / (a + 1) * ((a + 1) * q).exp()
+
+
+def power_reward(student: Elementwise, teacher: Elementwise, alpha: float) -> Elementwise:
+    """q^alpha - p^alpha (2606.17199)."""
+    return (alpha * teacher).exp() - (alpha * student).exp()
+
+
+def log_mixture(one: Elementwise, other: Elementwise, share: float) -> Elementwise:
+    """log(share one + (1 - share) other)."""
+    return torch.logaddexp(one + math.log(share), other + math.log1p(-share))

@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def log_probs(logits: Float[Tensor, "*S V"], temperature: float = 1.0) -> Float[Tensor, "*S V"]:
-    """Log softmax(logits / temperature), computed in float32 or better."""
+    """log softmax(logits / temperature), computed in float32 or better."""
     if temperature <= 0:
         raise ValueError(f"temperature is {temperature}; a distribution needs one above 0")
     logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

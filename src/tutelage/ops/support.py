@@ -35,13 +35,25 @@ def isin_rows(ids: Int[Tensor, "N K"], others: Int[Tensor, "N L"]) -> Tensor:
     return (ids.unsqueeze(-1) == others.unsqueeze(-2)).any(-1)
 
 
-def combine(kind: SupportKind, student: Int[Tensor, "N K"], teacher: Int[Tensor, "N K"]) -> Support:
-    """The support made of both sides' top-k ids, without duplicates."""
+def combine(
+    kind: SupportKind,
+    student: Int[Tensor, "N K"] | None,
+    teacher: Int[Tensor, "N K"] | None,
+) -> Support:
+    """The support made of both sides' top-k ids, without duplicates.
+
+    A side that the kind does not use may be None.
+
+    Raises:
+        ValueError: a side that the kind needs is None.
+
+    """
+    one_side = {"student": student, "teacher": teacher}.get(kind)
+    if one_side is not None:
+        return Support(one_side, torch.ones_like(one_side, dtype=torch.bool))
+    if student is None or teacher is None:
+        raise ValueError(f"support {kind} needs the top-k ids of both sides")
     everywhere = torch.ones_like(student, dtype=torch.bool)
-    if kind == "student":
-        return Support(student, everywhere)
-    if kind == "teacher":
-        return Support(teacher, everywhere)
     if kind == "intersection":
         return Support(student, isin_rows(student, teacher))
     both = torch.cat([student, teacher], dim=-1)

@@ -1,0 +1,283 @@
+"""The gradient of one step, accumulated micro-batch by micro-batch.
+
+What must be known of the whole step (weights, returns) is gathered first, in a
+sweep without gradient, where the objective asks for it. Then every micro-batch
+runs one forward pass of each model, one chunked sweep over the vocabulary and one
+backward pass.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tutelage import config as c
+from tutelage.credit import Credit, StepTokens, assign_credit, needed_signals
+from tutelage.data.collate import collate
+from tutelage.metrics import TokenTable, concatenate, last_positions, stop_masses, token_statistics
+from tutelage.models.local import LocalModel
+from tutelage.objective import (
+    brake_gradient,
+    logit_gradient,
+    sampled_reward,
+    target_logprobs,
+    token_losses,
+)
+from tutelage.ops import divergences, logprobs
+from tutelage.ops.projection import chunk_rows, chunks, sweep
+from tutelage.ops.support import top_k_ids
+from tutelage.ops.weights import teachability
+from tutelage.timings import Timings
+from tutelage.types import Batch, Rollout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Models:
+    """Everyone who has a say in a step."""
+
+    student: LocalModel
+    """Who learns."""
+    teacher: LocalModel
+    """Who scores."""
+    references: Mapping[str, LocalModel]
+    """Further frozen models, by the setting that asks for them."""
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Ids at which either side stops."""
+        return self.student.stop_ids | self.teacher.stop_ids
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepGradient:
+    """What accumulating a step gave, besides the gradients in the student's parameters."""
+
+    loss: float
+    """The step's loss: the objective's part and the brake's."""
+    table: TokenTable
+    """Per-token metrics, [N] each."""
+    rows: Tensor
+    """int64 [N]: which rollout each token belongs to."""
+    positions: Tensor
+    """int64 [N]: its place in the completion."""
+    padding: float
+    """Share of the processed positions that were padding."""
+
+
+@dataclass(frozen=True, slots=True)
+class _MicroBatch:
+    batch: Batch
+    places: Tensor
+    """int64 [B]: which of the step's rollouts its rows are."""
+    tokens: slice
+    """Its place in the step's tokens."""
+
+
+def accumulate(
+    models: Models,
+    objective: c.Objective,
+    rollouts: Sequence[Rollout],
+    *,
+    micro_batch_size: int,
+    aggregation: str,
+    overlap_k: int,
+    prompt_weights: Tensor | None = None,
+    teacher_share: float = 1.0,
+    timings: Timings | None = None,
+) -> StepGradient:
+    """Add the gradient of a step's loss to the student's parameters.
+
+    One micro-batch of all rollouts and many small ones give the same gradient.
+    """
+    timings = timings or Timings()
+    parts = _micro_batches(rollouts, micro_batch_size)
+    rows = torch.cat([part.places[part.batch.rows] for part in parts])
+    positions = torch.cat([part.batch.positions for part in parts])
+    with timings("signals"):
+        signals = _signals(models, objective, parts)
+    credit = assign_credit(
+        objective,
+        aggregation,
+        StepTokens(
+            rollouts=rollouts,
+            rows=rows,
+            positions=positions,
+            signals=signals,
+            prompt_weights=prompt_weights,
+        ),
+        teacher_share,
+    )
+    total, tables = 0.0, list[TokenTable]()
+    for part in parts:
+        with timings("score"), torch.no_grad():
+            states = _States(models, objective, part, credit, overlap_k)
+        with timings("update"):
+            loss = sweep(models.student.hidden(part.batch), models.student.head, states.visit)
+            loss.backward()
+        total += loss.item()
+        tables.append(concatenate(states.tables))
+    padded = sum(part.batch.attention_mask.numel() for part in parts)
+    used = sum(int(part.batch.attention_mask.sum()) for part in parts)
+    return StepGradient(
+        loss=total,
+        table=concatenate(tables),
+        rows=rows,
+        positions=positions,
+        padding=1 - used / padded,
+    )
+
+
+@torch.no_grad()
+def measure(
+    models: Models, rollouts: Sequence[Rollout], *, micro_batch_size: int, overlap_k: int
+) -> tuple[TokenTable, Tensor]:
+    """Per-token metrics of given rollouts in order, and which rollout each token is of."""
+    tables, rows = list[TokenTable](), list[Tensor]()
+    for start in range(0, len(rollouts), micro_batch_size):
+        batch = collate(rollouts[start : start + micro_batch_size])
+        student, teacher = models.student.hidden(batch), models.teacher.hidden(batch)
+        last = last_positions(batch.rows)
+        for part in chunks(len(student), chunk_rows(models.student.vocabulary)):
+            p = _normalised(models.student.head.logits(student[part]))
+            q = _normalised(models.teacher.head.logits(teacher[part]))
+            tables.append(_statistics(models, batch, part, p, q, last, overlap_k))
+        rows.append(batch.rows + start)
+    return concatenate(tables), torch.cat(rows)
+
+
+class _States:
+    """The states of one micro-batch: visited chunk by chunk, each giving loss and gradient."""
+
+    def __init__(
+        self,
+        models: Models,
+        objective: c.Objective,
+        part: _MicroBatch,
+        credit: Credit | None,
+        overlap_k: int,
+    ) -> None:
+        self.models, self.objective, self.part = models, objective, part
+        self.credit, self.overlap_k = credit, overlap_k
+        self.teacher = models.teacher.hidden(part.batch)
+        self.references = {name: m.hidden(part.batch) for name, m in models.references.items()}
+        self.last = last_positions(part.batch.rows)
+        self.tables: list[TokenTable] = []
+
+    def distributions(self, rows: slice, p: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """log q of the teacher, of the target, and log-probabilities of the references [n, V]."""
+        q = _normalised(self.models.teacher.head.logits(self.teacher[rows]))
+        references = {
+            name: _normalised(self.models.references[name].head.logits(hidden[rows]))
+            for name, hidden in self.references.items()
+        }
+        return q, target_logprobs(self.objective.target, p, q, references), references
+
+    def visit(self, rows: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss of these rows and its gradient in the logits."""
+        assert self.credit is not None
+        p = _normalised(logits)
+        q, target, references = self.distributions(rows, p)
+        sampled = self.part.batch.targets[rows].to(p.device)
+        teacher, logprob, brake, baseline = (
+            None if factor is None else factor[self.part.tokens][rows].to(p)
+            for factor in (
+                self.credit.teacher,
+                self.credit.logprob,
+                self.credit.brake,
+                self.credit.baseline,
+            )
+        )
+        assert teacher is not None
+        output, gradient = logit_gradient(
+            self.objective, p, target, sampled, teacher, logprob, baseline
+        )
+        loss = (output.losses * teacher).sum()
+        if brake is not None:
+            divergence, pull = brake_gradient(p, references["brake"], brake)
+            loss, gradient = loss + (divergence * brake).sum(), gradient.add_(pull)
+        table = _statistics(self.models, self.part.batch, rows, p, q, self.last, self.overlap_k)
+        self.tables.append(table | {key: value.cpu() for key, value in output.metrics.items()})
+        return loss, gradient
+
+
+@torch.no_grad()
+def _signals(
+    models: Models, objective: c.Objective, parts: Sequence[_MicroBatch]
+) -> dict[str, Tensor]:
+    """The per-token signals that the step's credit depends on, [N] each."""
+    needed = needed_signals(objective)
+    if not needed:
+        return {}
+    tables: list[TokenTable] = []
+    for part in parts:
+        states = _States(models, objective, part, None, 1)
+        hidden = models.student.hidden(part.batch)
+        for rows in chunks(len(hidden), chunk_rows(models.student.vocabulary)):
+            p = _normalised(models.student.head.logits(hidden[rows]))
+            q, target, _ = states.distributions(rows, p)
+            sampled = part.batch.targets[rows].to(p.device)
+            tables.append(_signals_of(objective, needed, p, q, target, sampled))
+    return concatenate(tables)
+
+
+def _signals_of(
+    objective: c.Objective, needed: set[str], p: Tensor, q: Tensor, target: Tensor, sampled: Tensor
+) -> TokenTable:
+    table: TokenTable = {}
+    if "entropy/student" in needed:
+        table["entropy/student"] = logprobs.entropy(p)
+    if "entropy/teacher" in needed:
+        table["entropy/teacher"] = logprobs.entropy(q)
+    if "kl/reverse" in needed:
+        table["kl/reverse"] = divergences.reverse_kl(p, q)
+    if "teachability" in needed:
+        table["teachability"] = _teachability(objective, p, q)
+    if "reward" in needed and isinstance(objective, c.Sampled):
+        table["reward"] = sampled_reward(objective, p, target, sampled)
+    if "loss" in needed:
+        # The value of a sampled loss does not depend on its baseline.
+        table["loss"] = token_losses(
+            objective, p, target, sampled, torch.zeros_like(p[:, 0])
+        ).losses
+    return {key: values.cpu() for key, values in table.items()}
+
+
+def _teachability(objective: c.Objective, p: Tensor, q: Tensor) -> Tensor:
+    assert isinstance(objective.weight, c.TeachabilityWeight)
+    ids = top_k_ids(p, min(objective.weight.k, p.shape[-1]))
+    return teachability(p.gather(-1, ids), q.gather(-1, ids))
+
+
+def _statistics(
+    models: Models, batch: Batch, rows: slice, p: Tensor, q: Tensor, last: Tensor, k: int
+) -> TokenTable:
+    sampled = batch.targets[rows].to(p.device)
+    table = token_statistics(p, q, sampled, k)
+    table |= stop_masses(p, q, last[rows], models.stop_ids)
+    drift = table["student_logprob"].cpu() - batch.sampling_logprobs[rows]
+    table["rollout/drift_k3"] = drift.expm1() - drift
+    return {key: value.cpu() for key, value in table.items()}
+
+
+def _micro_batches(rollouts: Sequence[Rollout], size: int) -> list[_MicroBatch]:
+    # Neighbours in length share a micro-batch, so little of it is padding.
+    order = sorted(range(len(rollouts)), key=lambda i: _length(rollouts[i]))
+    parts: list[_MicroBatch] = []
+    offset = 0
+    for start in range(0, len(order), size):
+        places = torch.tensor(order[start : start + size])
+        batch = collate([rollouts[i] for i in places.tolist()])
+        tokens = slice(offset, offset + len(batch.targets))
+        parts.append(_MicroBatch(batch, places, tokens))
+        offset = tokens.stop
+    return parts
+
+
+def _normalised(logits: Tensor) -> Tensor:
+    """log softmax, in the memory of the logits."""
+    return logits.sub_(logits.logsumexp(-1, keepdim=True))
+
+
+def _length(rollout: Rollout) -> int:
+    return len(rollout.prompt_ids) + len(rollout.completion_ids)

@@ -1,0 +1,148 @@
+"""What a run works with: models that fit together, prompts, a verifier.
+
+Everything that cannot work is refused here, before a run directory is made.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tutelage.config import Config, ModelConfig
+from tutelage.credit import read_table
+from tutelage.data.prompts import load_prompts, split_held_out, without
+from tutelage.data.render import render
+from tutelage.data.verify import Verify, choose_verifier
+from tutelage.errors import DataError, UsageError
+from tutelage.gradient import Models
+from tutelage.models.compatibility import require_context, require_same_tokens, share_vocabulary
+from tutelage.models.local import LocalModel, load_model
+from tutelage.objective import reference_models
+from tutelage.types import RenderedPrompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """The loaded parts of a run."""
+
+    models: Models
+    """Student, teacher and references."""
+    prompts: Sequence[RenderedPrompt]
+    """Training prompts, rendered for the student."""
+    held_out: Sequence[RenderedPrompt]
+    """Evaluation prompts."""
+    verify: Verify | None
+    """Judges a completion; None where answers are not verified."""
+    notes: Sequence[dict[str, Any]]
+    """Events worth recording: dropped prompts, differing stop ids."""
+
+
+def prepare(config: Config, student_path: str | None = None) -> Session:
+    """Load and fit together what the config names.
+
+    `student_path` replaces the student's weights, on resume.
+
+    Raises:
+        TutelageError: what cannot work, and how to mend it.
+
+    """
+    prompts = load_prompts(config.data.prompts)
+    if config.data.eval_prompts is not None:
+        held_out = load_prompts(config.data.eval_prompts)
+        prompts = without(prompts, held_out)
+    else:
+        prompts, held_out = split_held_out(prompts, config.data.held_out)
+    verify = choose_verifier(config.data, [*prompts, *held_out])
+    models = _load_models(config, student_path)
+    _require_objective(config, models.student)
+    rendered, too_long = [], []
+    for part in (prompts, held_out):
+        kept, dropped = render(
+            part,
+            models.student.tokenizer,
+            config.student.template,
+            config.data.max_prompt_tokens,
+            config.data.use_chat_template,
+        )
+        rendered.append(kept)
+        too_long.append(dropped)
+    _require_prompts(config, rendered[0], too_long[0])
+    longest = max(len(p.ids) for p in [*rendered[0], *rendered[1]])
+    new_tokens = max(config.rollout.max_new_tokens, config.evaluation.max_new_tokens or 0)
+    frozen = {"teacher": models.teacher, **models.references}
+    for role, model in {"student": models.student, **frozen}.items():
+        require_context(model, role, longest, new_tokens)
+    notes: list[dict[str, Any]] = []
+    if any(too_long):
+        notes.append(
+            {
+                "kind": "prompts_dropped",
+                "training": too_long[0],
+                "evaluation": too_long[1],
+                "limit": config.data.max_prompt_tokens,
+            }
+        )
+    if models.student.stop_ids != models.teacher.stop_ids:
+        notes.append(
+            {
+                "kind": "stop_ids_differ",
+                "student": sorted(models.student.stop_ids),
+                "teacher": sorted(models.teacher.stop_ids),
+            }
+        )
+    return Session(
+        models=models, prompts=rendered[0], held_out=rendered[1], verify=verify, notes=notes
+    )
+
+
+def _load_models(config: Config, student_path: str | None) -> Models:
+    resumed = {} if student_path is None else {"path": student_path}
+    student = load_model(config.student.model_copy(update=resumed), "student")
+    teacher = load_model(config.teacher, "teacher")
+    references = {
+        name: load_model(config.student if setting == "initial" else setting, f"objective.{name}")
+        for name, setting in reference_models(config.objective).items()
+    }
+    frozen = [teacher, *references.values()]
+    for model in frozen:
+        require_same_tokens(student.tokenizer, model.tokenizer)
+        model.model.requires_grad_(False)
+    share_vocabulary(student, *frozen)
+    for model in (student, *frozen):
+        model.temperature = config.rollout.temperature
+        model.batch_size = config.rollout.batch_size
+    return Models(student=student, teacher=teacher, references=references)
+
+
+def _require_objective(config: Config, student: LocalModel) -> None:
+    objective = config.objective
+    sizes = {
+        "objective.k": getattr(objective, "k", None),
+        "objective.weight.k": getattr(objective.weight, "k", None),
+        "objective.baseline.k": getattr(getattr(objective, "baseline", None), "k", None),
+    }
+    for setting, k in sizes.items():
+        if k is not None and k > student.vocabulary:
+            raise UsageError(
+                f"{setting} is {k}, but the vocabulary has {student.vocabulary} tokens; "
+                f"at most {student.vocabulary} is possible"
+            )
+    if objective.weight.type == "reliability":
+        read_table(objective.weight.table)
+
+
+def _require_prompts(config: Config, prompts: Sequence[RenderedPrompt], too_long: int) -> None:
+    needed = config.rollout.prompts_per_step
+    if len(prompts) < needed:
+        dropped = f" ({too_long} were longer than data.max_prompt_tokens)" if too_long else ""
+        raise DataError(
+            f"{config.data.prompts} leaves {len(prompts)} training prompts{dropped}, but one step "
+            f"takes {needed}; lower rollout.prompts_per_step or data.held_out, or add prompts"
+        )
+
+
+def model_settings(config: Config) -> dict[str, ModelConfig]:
+    """Every model directory that the config names, by the setting that names it."""
+    settings = {"student": config.student, "teacher": config.teacher}
+    for name, setting in reference_models(config.objective).items():
+        settings[f"objective.{name}"] = config.student if setting == "initial" else setting
+    return settings
