@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from tutelage.config import Config, load_config, parse_config
+    from tutelage.config import Config, load_config, parse_config, presets
     from tutelage.demonstration import demo
     from tutelage.evaluation import evaluate_model as eval
     from tutelage.planning import plan
@@ -24,6 +24,7 @@ _HOMES = {
     "demo": "tutelage.demonstration:demo",
     "eval": "tutelage.evaluation:evaluate_model",
     "plan": "tutelage.planning:plan",
+    "presets": "tutelage.config:presets",
     "report": "tutelage.reports.page:write_report",
     "train": "tutelage.training:train",
 }
@@ -36,6 +37,7 @@ __all__ = [
     "load_config",
     "parse_config",
     "plan",
+    "presets",
     "report",
     "train",
 ]

@@ -142,7 +142,6 @@ def read_table(path: str) -> tuple[Tensor, Tensor, Tensor]:
 
     Raises:
         UsageError: the file is missing, or its shapes do not fit.
-
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))

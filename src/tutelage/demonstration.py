@@ -60,7 +60,6 @@ def demo(
 
     Raises:
         UsageError: `output` exists.
-
     """
     started = time.monotonic()
     folder = _new_folder(output, seed)

@@ -113,7 +113,6 @@ def evaluate_model(
     Raises:
         UsageError: a k above `samples`, or a model that cannot be loaded.
         DataError: a prompts file that cannot be used, or no verifier for it.
-
     """
     if any(not 1 <= k <= samples for k in ks):
         raise UsageError(f"pass@k needs 1 <= k <= samples, got k {list(ks)} of {samples} samples")

@@ -64,7 +64,6 @@ def token_losses(
 
     Where value and update differ (surrogates), the value is the divergence and
     the gradient is the update.
-
     """
     if isinstance(objective, c.Full):
         q = _full(teacher, objective)
@@ -100,7 +99,6 @@ def logit_gradient(
         coefficients: float [n], c.
         logprob_coefficients: float [n], e; None for none.
         baseline: as in `token_losses`.
-
     """
     if isinstance(objective, c.Full):
         output, gradient = _full_gradient(objective, logp, _full(teacher, objective), coefficients)
@@ -153,7 +151,6 @@ def target_logprobs(
         student: log p [n, V], without gradient.
         teacher: log q of the teacher [n, V].
         references: log-probabilities [n, V] of the models that `reference_models` names.
-
     """
     match target:
         case c.TeacherTarget():
@@ -190,7 +187,6 @@ def outcomes(
 
     Raises:
         ValueError: k exceeds the vocabulary.
-
     """
     if objective.k > student.shape[-1]:
         raise ValueError(
@@ -214,7 +210,6 @@ def state_baseline(
 
     Raises:
         ValueError: a batch mean, which no single state knows.
-
     """
     match objective.baseline:
         case c.NoBaseline():

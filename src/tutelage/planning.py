@@ -59,7 +59,6 @@ def plan(config: Config) -> Plan:
 
     Raises:
         UsageError: a model directory that cannot be used.
-
     """
     student = open_folder(config.student.path, "student")
     teacher = open_folder(config.teacher.path, "teacher")

@@ -43,7 +43,6 @@ def prepare(config: Config, student_path: str | None = None) -> Session:
 
     Raises:
         TutelageError: what cannot work, and how to mend it.
-
     """
     prompts = load_prompts(config.data.prompts)
     if config.data.eval_prompts is not None:

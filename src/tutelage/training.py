@@ -108,7 +108,6 @@ def train(
 
     Raises:
         TutelageError: whatever the user can mend; see `tutelage.errors`.
-
     """
     trainer = (
         Trainer.resume(config, observer) if resume else Trainer.start(config, observer, overwrite)
@@ -345,7 +344,6 @@ class Trainer:
 
         Raises:
             GuardStop: a guard that ends the run.
-
         """
         guards = self.config.guards
         noticed = (

@@ -30,7 +30,6 @@ def demo(
         seed: decides prompts and samples.
         output: new folder for prompts, run and report; by default a fresh one under runs/.
         as_json: print one JSON object on stdout.
-
     """
     import torch
 

@@ -43,7 +43,6 @@ def eval_(
         seed: decides the samples.
         output: file for one JSON line a question, with the samples as text.
         as_json: print one JSON object on stdout.
-
     """
     from tutelage.config import DataConfig, ModelConfig, section
     from tutelage.evaluation import evaluate_model

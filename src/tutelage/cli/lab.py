@@ -27,7 +27,6 @@ def build(*, output: Path | None = None, seed: int | None = None) -> None:
     Args:
         output: folder for the models; the package's own by default.
         seed: of weights and data; the shipped models' by default.
-
     """
     import torch
 

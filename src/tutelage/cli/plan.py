@@ -24,7 +24,6 @@ def plan(
     Args:
         config: YAML file with the settings; --section.key value changes them.
         as_json: print one JSON object on stdout.
-
     """
 
     def call(rest: list[str]) -> None:

@@ -19,7 +19,6 @@ def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional]) -> None:
 
     Args:
         runs: run directories.
-
     """
     from tutelage.errors import UsageError
     from tutelage.reports.page import write_report

@@ -30,7 +30,6 @@ def train(
         overwrite: replace the run in run.dir.
         max_hours: save and end after this long; short for --run.max_hours.
         as_json: print one JSON object on stdout.
-
     """
 
     def call(rest: list[str]) -> None:

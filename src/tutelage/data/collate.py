@@ -15,7 +15,6 @@ def collate(rollouts: Sequence[Rollout]) -> Batch:
 
     Raises:
         ValueError: a rollout without a prompt token; nothing predicts its first token.
-
     """
     lengths = [len(r.prompt_ids) + len(r.completion_ids) for r in rollouts]
     width = max(lengths)

@@ -25,7 +25,6 @@ def load_prompts(source: str) -> list[Prompt]:
         DataError: a file that is missing, empty or damaged, or a row without a prompt.
         UsageError: a form of file that is not read.
         MachineError: reasoning-gym is asked for and not installed.
-
     """
     if source.startswith(REASONING_GYM):
         return _from_reasoning_gym(source)

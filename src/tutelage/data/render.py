@@ -21,7 +21,6 @@ def render(
     Raises:
         UsageError: chat prompts for a tokenizer without a chat template.
         DataError: a prompt that the template refuses, or that has no token.
-
     """
     kept: list[RenderedPrompt] = []
     for prompt in prompts:

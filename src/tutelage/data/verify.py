@@ -20,7 +20,6 @@ def choose_verifier(data: c.DataConfig, prompts: Sequence[Prompt]) -> Verify | N
     Raises:
         DataError: a prompt lacks the answer that the verifier needs.
         UsageError: a pattern that cannot be used, or reasoning_gym without its prompts.
-
     """
     settings = data.verifier
     if settings is None and data.prompts.startswith(REASONING_GYM):

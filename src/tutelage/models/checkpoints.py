@@ -73,7 +73,6 @@ def open_folder(path: str, role: str) -> ModelFolder:
 
     Raises:
         UsageError: no such directory, no config.json, no safetensors weights.
-
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():

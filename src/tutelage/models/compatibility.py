@@ -13,7 +13,6 @@ def require_same_tokens(student: PreTrainedTokenizerBase, teacher: PreTrainedTok
 
     Raises:
         UsageError: with the count and the first disagreement.
-
     """
     student_tokens = {i: token for token, i in student.get_vocab().items()}
     teacher_tokens = {i: token for token, i in teacher.get_vocab().items()}
@@ -38,7 +37,6 @@ def require_context(model: LocalModel, role: str, longest_prompt: int, max_new_t
 
     Raises:
         UsageError: with the setting to lower.
-
     """
     config: Any = model.model.config
     context = getattr(config, "max_position_embeddings", None) or getattr(
@@ -57,7 +55,6 @@ def share_vocabulary(student: LocalModel, *others: LocalModel) -> None:
 
     Raises:
         UsageError: the tokenizer has an id beyond a head's rows.
-
     """
     rows = min(model.vocabulary for model in (student, *others))
     largest = max(student.tokenizer.get_vocab().values(), default=-1)

@@ -146,7 +146,6 @@ def load_model(settings: ModelConfig, role: str) -> LocalModel:
     Raises:
         UsageError: no such directory, no weights, an architecture transformers lacks.
         MachineError: a device that is not there.
-
     """
     folder = open_folder(settings.path, role)
     device = settings.device
@@ -184,7 +183,6 @@ def load_tokenizer(settings: ModelConfig, role: str) -> PreTrainedTokenizerBase:
 
     Raises:
         UsageError: the folder holds none.
-
     """
     folder = open_folder(settings.path, role)
     try:

@@ -19,7 +19,6 @@ def proportion_interval(values: Sequence[float]) -> tuple[float, float]:
 
     Raises:
         ValueError: no values.
-
     """
     if not values:
         raise ValueError("an interval needs at least one value")
@@ -39,7 +38,6 @@ def pass_at_k(correct: int, samples: int, k: int) -> float:
 
     Raises:
         ValueError: k is not between 1 and `samples`.
-
     """
     if not 1 <= k <= samples:
         raise ValueError(f"pass@{k} cannot be estimated from {samples} samples")

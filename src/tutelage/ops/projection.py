@@ -94,7 +94,6 @@ def sweep(
         head: how.
         visit: called once for every chunk, in order, without gradient tracking.
         rows: tokens of a chunk; None chooses by memory.
-
     """
     vocabulary = (
         head.vocabulary

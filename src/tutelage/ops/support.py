@@ -46,7 +46,6 @@ def combine(
 
     Raises:
         ValueError: a side that the kind needs is None.
-
     """
     one_side = {"student": student, "teacher": teacher}.get(kind)
     if one_side is not None:

@@ -20,7 +20,6 @@ def write_report(runs: Sequence[str | Path]) -> Path:
 
     Raises:
         UsageError: a path that is no run directory.
-
     """
     stories = [read_story(Path(run)) for run in runs]
     path = Path(runs[0]) / "report.html"

@@ -82,7 +82,6 @@ def newest_checkpoint(root: Path) -> tuple[Checkpoint, list[str]]:
 
     Raises:
         CheckpointError: there is none.
-
     """
     skipped: list[str] = []
     found = sorted(_steps(root).items(), reverse=True)

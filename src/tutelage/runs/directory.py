@@ -70,7 +70,6 @@ def reserve_run(path: str | Path, *, overwrite: bool = False) -> Run:
 
     Raises:
         UsageError: the directory exists and must not be replaced.
-
     """
     folder = Path(path).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -92,7 +91,6 @@ def create_run(path: str | Path, *, overwrite: bool = False) -> Run:
 
     Raises:
         UsageError: the directory exists, or cannot be made.
-
     """
     run = reserve_run(path, overwrite=overwrite)
     try:
@@ -110,7 +108,6 @@ def open_run(path: str | Path) -> Run:
 
     Raises:
         UsageError: there is none at `path`.
-
     """
     folder = Path(path).expanduser()
     if not (folder / "config.yaml").is_file():
@@ -159,7 +156,6 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
     Raises:
         DataError: any other line that is not JSON, with its number.
-
     """
     with path.open("rb") as stream:
         for number, line in enumerate(stream, 1):

@@ -40,7 +40,6 @@ class Ledger:
 
         Raises:
             ValueError: it is done already; doing a unit twice is a bug of the caller.
-
         """
         if unit in self._done:
             raise ValueError(f"unit {unit!r} is in the ledger {self.path} already")

@@ -1,0 +1,236 @@
+"""From YAML and flags to validated settings, and from faults to messages."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from tutelage.config.base import AnySection, Section
+from tutelage.config.objective import ESTIMATORS_THAT_DO_NOT_DISTIL
+from tutelage.config.run import Config
+from tutelage.errors import UsageError, did_you_mean
+
+_PRESETS = Path(__file__).parents[1] / "presets"
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Safe YAML in which a key that stands twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            line = node.start_mark.line + 1
+            raise UsageError(f"key {twice!r} stands twice in the block at line {line}; keep one")
+        return super().construct_mapping(node, deep)
+
+
+def _parse_yaml(text: str, origin: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_StrictLoader)
+    except UsageError as error:
+        raise UsageError(f"{origin}: {error}") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"{origin} is not YAML: {error}") from None
+
+
+def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
+    """A validated config from a YAML file and `--section.key value` words; later wins.
+
+    The key `preset`, in the file or as a flag, names settings to start from.
+
+    Raises:
+        UsageError: naming the file, the field and what is allowed.
+    """
+    tree: dict[str, Any] = {}
+    if path is not None:
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+            raise UsageError(f"cannot read config {path}: {reason}") from None
+        loaded = _parse_yaml(text, str(path))
+        if loaded is not None and not isinstance(loaded, dict):
+            raise UsageError(f"{path} holds {type(loaded).__name__}, not a mapping of sections")
+        tree = loaded or {}
+    for key, value in _pairs(overrides):
+        _set(tree, key, value)
+    preset = tree.pop("preset", None)
+    if preset is not None:
+        tree = _merge(yaml.safe_load(preset_text(preset)), tree)
+    return parse_config(tree, str(path) if path is not None else "the flags")
+
+
+def presets(name: str | None = None) -> str:
+    """The verb `presets`: a preset's YAML, or the names of all with what they are.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    if name is not None:
+        return preset_text(name)
+    first_lines = {n: preset_text(n).splitlines()[0].removeprefix("# ") for n in preset_names()}
+    return "".join(f"{known:20} {line}\n" for known, line in first_lines.items())
+
+
+def preset_names() -> list[str]:
+    """The presets that ship with the package."""
+    return sorted(file.stem for file in _PRESETS.glob("*.yaml"))
+
+
+def preset_text(name: object) -> str:
+    """A preset's YAML.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    if name not in preset_names():
+        raise UsageError(
+            f"preset {name!r} does not exist. {did_you_mean(str(name), preset_names())}"
+        )
+    return (_PRESETS / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` on top of `base`, section by section; another `type` replaces the whole section."""
+    merged = dict(base)
+    for key, value in over.items():
+        below = base.get(key)
+        same_type = (
+            isinstance(value, dict)
+            and isinstance(below, dict)
+            and value.get("type", below.get("type")) == below.get("type")
+        )
+        merged[key] = _merge(below, value) if same_type and below is not None else value
+    return merged
+
+
+def parse_config(tree: Mapping[str, Any], origin: str = "the config") -> Config:
+    """A validated config from a tree of plain values.
+
+    Raises:
+        UsageError: one line a fault.
+    """
+    return section(Config, tree, origin)
+
+
+def section(
+    kind: type[AnySection], tree: Mapping[str, Any], origin: str = "the flags"
+) -> AnySection:
+    """One validated section from a tree of plain values.
+
+    Raises:
+        UsageError: one line a fault.
+    """
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        faults = [_explain(fault, kind) for fault in error.errors()]
+        raise UsageError(f"{origin}: " + "\n".join(faults)) from None
+
+
+def dump_config(config: Config) -> str:
+    """The resolved settings as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def config_keys(section: type[Section] = Config, prefix: str = "") -> dict[str, str]:
+    """Every dotted key with its description, for help pages and suggestions."""
+    keys: dict[str, str] = {}
+    for name, info in section.model_fields.items():
+        parts = _sections_of(info.annotation)
+        if not parts:
+            keys[prefix + name] = info.description or ""
+        for part in parts:
+            keys |= config_keys(part, f"{prefix}{name}.")
+    return keys
+
+
+def _sections_of(annotation: Any) -> list[type[Section]]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [section for inner in get_args(annotation) for section in _sections_of(inner)]
+
+
+def _pairs(words: Sequence[str]) -> list[tuple[str, Any]]:
+    """`--a.b v` and `--a.b=v` as (key, value) pairs."""
+    pairs: list[tuple[str, Any]] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--") or len(word) == 2:
+            raise UsageError(
+                f"unexpected argument {word!r}; settings are written --section.key value"
+            )
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            if not rest:
+                raise UsageError(f"--{key} lacks a value; write --{key} VALUE")
+            value = rest.pop(0)
+        pairs.append((key, _parse_yaml(value, f"--{key}")))
+    return pairs
+
+
+def _set(tree: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        child = tree.get(parent)
+        if isinstance(child, str):  # the short form of a tagged section
+            child = {"type": child}
+        tree[parent] = child = dict(child or {})
+        tree = child
+    tree[last] = value
+
+
+def _explain(fault: ErrorDetails, root: type[Section]) -> str:
+    path, siblings = _field_path(fault["loc"], root)
+    where = ".".join(path)
+    kind, context = fault["type"], fault.get("ctx", {})
+    if kind == "extra_forbidden":
+        return f"{where} does not exist. {did_you_mean(path[-1], siblings)}"
+    if kind == "missing":
+        return f"{where} is missing; it has no default"
+    if kind == "union_tag_not_found":
+        return f"{where}.type is missing; write a name alone, or a mapping with a type"
+    if kind == "union_tag_invalid":
+        tag = str(context.get("tag"))
+        if where == "objective" and tag in ESTIMATORS_THAT_DO_NOT_DISTIL:
+            return f"objective.type {tag!r} does not distil: {ESTIMATORS_THAT_DO_NOT_DISTIL[tag]}"
+        expected = str(context.get("expected_tags", "")).replace("'", "").split(", ")
+        return f"{where}.type {tag!r} does not exist. {did_you_mean(tag, expected)}"
+    prefix = f"{where}: " if where else ""
+    if kind == "value_error":
+        return f"{prefix}{context['error']}"
+    return f"{prefix}{fault['msg'][0].lower()}{fault['msg'][1:]}, got {fault['input']!r}"
+
+
+def _field_path(location: tuple[int | str, ...], root: type[Section]) -> tuple[list[str], set[str]]:
+    """A fault's place as dotted keys, and the keys that exist there.
+
+    pydantic's location also names the branches of unions that it took; they are
+    no keys, and serve only to know which section the rest is in.
+    """
+    path: list[str] = []
+    inside: list[type[Section]] = [root]
+    known: set[str] = set()
+    for part in map(str, location):
+        fields = {name: info for section in inside for name, info in section.model_fields.items()}
+        known = set(fields)
+        branch = [s for s in inside if part in (s.__name__, _tag(s))]
+        if part in fields:
+            path.append(part)
+            inside = _sections_of(fields[part].annotation)
+        elif branch:
+            inside = branch
+        elif not part.startswith("literal["):
+            path.append(part)
+            inside = []
+    return path, known
+
+
+def _tag(section: type[Section]) -> object:
+    field = section.model_fields.get("type")
+    return field.default if field is not None else None

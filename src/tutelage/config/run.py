@@ -1,0 +1,244 @@
+"""The settings of a run."""
+
+from typing import Annotated, Literal
+
+from pydantic import (
+    Discriminator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from tutelage.config.base import Section, tagged
+from tutelage.config.objective import (
+    CorrectnessWeight,
+    ModelConfig,
+    Objective,
+    PassRatePrompt,
+    Sampled,
+    TopK,
+    UniformPrompt,
+)
+
+
+class Exact(Section):
+    """The completion equals the answer, but for white space around it."""
+
+    type: Literal["exact"] = "exact"
+
+
+class Numeric(Section):
+    """The last number of the completion equals the answer."""
+
+    type: Literal["numeric"] = "numeric"
+
+
+class Pattern(Section):
+    """The first group of a regular expression, searched in the completion, equals the answer."""
+
+    type: Literal["pattern"] = "pattern"
+    pattern: str
+    """A Python regular expression with one group."""
+
+
+class ReasoningGym(Section):
+    """The scorer of the reasoning-gym dataset that the prompts come from."""
+
+    type: Literal["reasoning_gym"] = "reasoning_gym"
+    threshold: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Score from which an answer counts as right."""
+
+
+Verifier = Annotated[
+    Annotated[Exact | Numeric | Pattern | ReasoningGym, Discriminator("type")], tagged()
+]
+
+
+class DataConfig(Section):
+    """Prompts and how answers are judged."""
+
+    prompts: str
+    """A .jsonl, .json or .parquet file, or reasoning_gym:NAME?size=1000&seed=0."""
+    eval_prompts: str | None = None
+    """Held-out prompts, in the same forms."""
+    held_out: NonNegativeInt = 64
+    """Without eval_prompts: this many prompts are set aside for evaluation."""
+    max_prompt_tokens: PositiveInt = 1024
+    """Longer prompts are dropped and counted."""
+    use_chat_template: bool = True
+    """Plain-text prompts become one user turn where the student has a chat template."""
+    verifier: Verifier | None = None
+    """How a completion is judged; None measures agreement with the teacher alone."""
+
+
+class RolloutConfig(Section):
+    """What the student samples at each step."""
+
+    prompts_per_step: PositiveInt = 64
+    """Prompts of one optimizer step."""
+    group_size: PositiveInt = 1
+    """Rollouts of each prompt."""
+    max_new_tokens: PositiveInt = 512
+    """Most tokens of a completion."""
+    temperature: PositiveFloat = 1.0
+    """Temperature of sampling, and of both sides' log-probabilities."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus kept when sampling; below 1 the samples are no longer from the student."""
+    top_k: NonNegativeInt = 0
+    """Tokens kept when sampling; 0 keeps all."""
+    batch_size: PositiveInt = 256
+    """Rollouts decoded at once."""
+    student_share: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Share of rollouts that the student samples; the teacher samples the rest (GKD's lambda)."""
+    delay_steps: NonNegativeInt = 0
+    """Steps between sampling a rollout and training on it; above 0 makes rollouts stale."""
+
+
+class OptimizerConfig(Section):
+    """AdamW and its schedule."""
+
+    lr: PositiveFloat = 1e-5
+    """Peak learning rate."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """After warm-up: stay, or fall to 10 % over the run."""
+    warmup_steps: NonNegativeInt = 0
+    """Steps of linear warm-up."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's moment decays."""
+    weight_decay: NonNegativeFloat = 0.0
+    """AdamW's decoupled decay."""
+    grad_clip: PositiveFloat = 1.0
+    """Largest gradient norm."""
+    micro_batch_size: PositiveInt = 64
+    """Rollouts of one forward and backward; gradients accumulate over the step."""
+    aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
+    """Every token of the step weighs the same, or every rollout does."""
+
+
+class EvaluationConfig(Section):
+    """Held-out evaluation during training."""
+
+    every: NonNegativeInt = 20
+    """Steps between evaluations; 0 evaluates at the start and the end alone."""
+    samples: PositiveInt = 1
+    """Completions of each prompt."""
+    temperature: NonNegativeFloat = 1.0
+    """Sampling temperature; 0 is greedy."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus kept when sampling."""
+    max_new_tokens: PositiveInt | None = None
+    """None takes the rollout's."""
+    metric: Literal["accuracy", "reverse_kl"] | None = None
+    """What the best checkpoint is chosen by; None takes accuracy where answers are verified."""
+    patience: NonNegativeInt = 0
+    """Evaluations without a new best before the run stops; 0 never stops early."""
+
+
+class GuardConfig(Section):
+    """When a run is stopped before it does harm."""
+
+    non_finite_limit: PositiveInt = 3
+    """Steps in a row with a non-finite loss or gradient; none of them is applied."""
+    truncated: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Share of truncated rollouts that is a warning, where it was lower at the start."""
+    length_factor: Annotated[float, Field(gt=1)] = 2.0
+    """Mean length that is this many times longer or shorter than at the start is a warning."""
+    window: PositiveInt = 5
+    """Steps over which truncation and length are averaged."""
+    stop: bool = False
+    """Stop on warnings too."""
+
+
+class RunConfig(Section):
+    """Where a run is kept, how long it may take, and its seed."""
+
+    dir: str = "runs/latest"
+    """The run directory; must not exist unless resumed or overwritten."""
+    seed: NonNegativeInt = 0
+    """Everything random is drawn from it."""
+    steps: PositiveInt = 100
+    """Optimizer steps."""
+    max_hours: PositiveFloat | None = None
+    """The run saves and ends after this long."""
+    save_every: NonNegativeInt = 50
+    """Steps between checkpoints; 0 saves at the end alone."""
+    keep: PositiveInt = 2
+    """Newest checkpoints kept, besides the best and the last."""
+    record_rollouts: NonNegativeInt = 8
+    """Rollouts written with token-level scores at each evaluation."""
+    metrics_k: PositiveInt = 16
+    """Size of the top-k sets of the overlap metrics; at most an eighth of the vocabulary."""
+
+
+class Config(Section):
+    """All settings of `tutelage train`."""
+
+    student: ModelConfig
+    """The model that learns."""
+    teacher: ModelConfig
+    """The model that scores."""
+    data: DataConfig
+    """Prompts and verification."""
+    rollout: RolloutConfig = RolloutConfig()
+    """Sampling."""
+    objective: Objective = TopK()
+    """What is minimised."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """The update."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Held-out evaluation."""
+    guards: GuardConfig = GuardConfig()
+    """When to stop."""
+    run: RunConfig = RunConfig()
+    """The run itself."""
+
+    @model_validator(mode="after")
+    def _combination_exists(self) -> "Config":
+        objective, judged = self.objective, self.is_judged
+        if self.evaluation.metric == "accuracy" and not judged:
+            raise ValueError(
+                "evaluation.metric: accuracy needs data.verifier; set one, or metric: reverse_kl"
+            )
+        needs = {
+            "objective.prompt_weight": not isinstance(objective.prompt_weight, UniformPrompt),
+            "objective.weight correctness": isinstance(objective.weight, CorrectnessWeight),
+            "objective.reward": objective.reward is not None,
+        }
+        for setting, needed in needs.items():
+            if needed and not judged:
+                raise ValueError(f"{setting} judges rollouts, so it needs data.verifier; set one")
+        grouped = {
+            "objective.prompt_weight pass_rate": isinstance(
+                objective.prompt_weight, PassRatePrompt
+            ),
+            "objective.reward": objective.reward is not None,
+        }
+        for setting, needed in grouped.items():
+            if needed and self.rollout.group_size < 2:
+                raise ValueError(
+                    f"{setting} compares the rollouts of one prompt, so it needs "
+                    f"rollout.group_size >= 2, not {self.rollout.group_size}"
+                )
+        if self.rollout.student_share < 1:
+            sampled_terms = {
+                "objective.type sampled": isinstance(objective, Sampled),
+                "objective.return_to_go": objective.return_to_go is not None,
+                "objective.reward": objective.reward is not None,
+            }
+            for setting, used in sampled_terms.items():
+                if used:
+                    raise ValueError(
+                        f"{setting} is a policy gradient: its expectation is over tokens the "
+                        f"student drew, and rollout.student_share "
+                        f"{self.rollout.student_share} lets the teacher draw some; use top_k or "
+                        "full alone, or student_share: 1"
+                    )
+        return self
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether answers are verified."""
+        return self.data.verifier is not None or self.data.prompts.startswith("reasoning_gym:")
