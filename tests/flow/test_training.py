@@ -248,9 +248,14 @@ def test_early_stop_and_best_checkpoint_follow_the_held_out_metric(settings):
     result = train(config)
     assert result.outcome == "early_stop"
     assert result.step < 20
-    best = json.loads((result.run / "checkpoints" / "best.json").read_text())["step"]
-    evaluations = [r for r in read_jsonl(result.run / "metrics.jsonl") if r["kind"] == "eval"]
-    assert best == min(evaluations, key=lambda r: r["kl/reverse"])["step"]
+    assert result.best_step is None  # each step made it worse, and the start is no checkpoint
+    assert not (result.run / "checkpoints" / "best.json").exists()
+    elsewhere = {"dir": f"{result.run}-better", "steps": 6, "keep": 1}
+    better = train(settings(evaluation={"every": 1, "metric": "reverse_kl"}, run=elsewhere))
+    best = json.loads((better.run / "checkpoints" / "best.json").read_text())["step"]
+    evaluations = [r for r in read_jsonl(better.run / "metrics.jsonl") if r["kind"] == "eval"]
+    assert best == better.best_step == min(evaluations, key=lambda r: r["kl/reverse"])["step"]
+    assert (better.run / "checkpoints" / f"step-{best}").is_dir()
 
 
 def test_max_hours_saves_and_ends(settings):
