@@ -10,33 +10,12 @@ from transformers import AutoModelForCausalLM
 
 from helpers import read_jsonl, sums, write_jsonl
 from tutelage import signals
-from tutelage.config import Config, OptimizerConfig, parse_config
+from tutelage.config import Config, OptimizerConfig
 from tutelage.credit import token_shares
 from tutelage.errors import CheckpointError, GuardStop, UsageError
 from tutelage.gradient import accumulate
 from tutelage.runs.checkpoints import newest_checkpoint
 from tutelage.training import Trainer, learning_rate, train
-
-
-@pytest.fixture
-def settings(gpt2_pair, tmp_path):
-    prompts = write_jsonl(tmp_path / "prompts.jsonl", sums(40))
-
-    def make(**sections) -> Config:
-        tree = {
-            "student": {"path": str(gpt2_pair[0])},
-            "teacher": {"path": str(gpt2_pair[1])},
-            "data": {"prompts": str(prompts), "held_out": 10, "verifier": "numeric"},
-            "rollout": {"prompts_per_step": 6, "group_size": 2, "max_new_tokens": 10},
-            "optimizer": {"lr": 3e-3, "micro_batch_size": 5},
-            "evaluation": {"every": 2},
-            "run": {"dir": str(tmp_path / "run"), "steps": 4, "save_every": 2},
-        }
-        for name, section in sections.items():
-            tree[name] = {**tree.get(name, {}), **section}
-        return parse_config(tree)
-
-    return make
 
 
 def trainer_for(config: Config) -> Trainer:

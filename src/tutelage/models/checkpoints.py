@@ -23,20 +23,28 @@ class ModelFolder:
     @cached_property
     def config(self) -> dict[str, Any]:
         """config.json; of a model of several modalities the part about text."""
+        content = self.read("config.json")
+        text = content.get("text_config")
+        return {**content, **text} if isinstance(text, dict) else content
+
+    def read(self, name: str) -> dict[str, Any]:
+        """A JSON object of the folder.
+
+        Raises:
+            UsageError: it is damaged.
+        """
+        file = self.path / name
         try:
-            content = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+            content = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise UsageError(
-                f"{self.role} model: {self.path / 'config.json'} is damaged ({error}); copy the "
-                "model anew"
+                f"{self.role} model: {file} is damaged ({error}); copy the model anew"
             ) from None
         if not isinstance(content, dict):
             raise UsageError(
-                f"{self.role} model: {self.path / 'config.json'} holds {type(content).__name__}, "
-                "not an object"
+                f"{self.role} model: {file} holds {type(content).__name__}, not an object"
             )
-        text = content.get("text_config")
-        return {**content, **text} if isinstance(text, dict) else content
+        return content
 
     @cached_property
     def tensors(self) -> dict[str, tuple[int, ...]]:

@@ -150,6 +150,8 @@ def load_model(settings: ModelConfig, role: str) -> LocalModel:
     """
     folder = open_folder(settings.path, role)
     device = choose_device(settings.device, role)
+    if (folder.path / "generation_config.json").exists():
+        folder.read("generation_config.json")  # transformers would do without its stop ids
     try:
         with quiet_transformers():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
