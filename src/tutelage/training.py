@@ -241,8 +241,8 @@ class Trainer:
             self.save()
             kind = Interrupted if interrupts.requested == "SIGINT" else Preempted
             raise kind(
-                f"stopped by {interrupts.requested} at step {self.step}, state saved; "
-                "continue with --resume"
+                f"stopped by {interrupts.requested} at step {self.step}, state saved; continue "
+                f"with tutelage train -c {self.run.path / 'config.yaml'} --resume"
             )
 
     # --- the stages of a step ----------------------------------------------------------------
@@ -546,8 +546,15 @@ class Trainer:
         )
         self.saved = self.step
         prune(self.run.checkpoints, self.config.run.keep, protected=[self.best_step])
+        self.point_to_best()
+
+    def point_to_best(self) -> None:
+        """best.json, which only names a checkpoint that exists."""
+        path = self.run.checkpoints / "best.json"
         if self.has_best():
-            replace_text(self.run.checkpoints / "best.json", to_json({"step": self.best_step}))
+            replace_text(path, to_json({"step": self.best_step}))
+        else:
+            path.unlink(missing_ok=True)
 
     def restore(self, checkpoint: Checkpoint, skipped: Mapping[str, str]) -> None:
         """Continue as if the run had never stopped."""
@@ -560,6 +567,7 @@ class Trainer:
         self.best_step = state["best_step"]
         self.best_value = -math.inf if state["best_value"] is None else state["best_value"]
         self.evaluations_since_best = state["evaluations_since_best"]
+        self.point_to_best()
         self.warned = set(state["warned"])
         prompts = {p.prompt.id: p.prompt for p in self.session.prompts}
         self.pending = [[rollout_from_json(r, prompts) for r in step] for step in state["pending"]]

@@ -393,7 +393,8 @@ def test_ctrl_c_says_how_to_go_on(base):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "state saved; continue with --resume" in err
+    assert f"state saved; continue with tutelage train -c {base['run.dir']}" in err
+    assert "--resume" in err
     assert "Traceback" not in err
     assert out == ""
     assert list((Path(base["run.dir"]) / "checkpoints").glob("step-*"))

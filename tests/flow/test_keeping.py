@@ -9,9 +9,11 @@ import signal
 import pytest
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from helpers import read_jsonl, sums, write_jsonl
 from tutelage.errors import CheckpointError, GuardStop, Interrupted, MachineError, UsageError
+from tutelage.reports.page import write_report
 from tutelage.runs import checkpoints
 from tutelage.runs.checkpoints import newest_checkpoint, saved_steps
 from tutelage.runs.rollouts import rollout_from_json, rollout_to_json
@@ -48,6 +50,7 @@ def test_damaged_checkpoints_are_set_aside_and_never_push_out_good_ones(settings
     root = result.run / "checkpoints"
     shutil.copytree(root / "step-3", root / "step-9")
     (root / "step-9" / "state.json").write_text("{}")
+    (root / "best.json").write_text('{"step": 9}')
     more = settings(run={**every, "steps": 5}, evaluation={"every": 0})
     again = train(more, resume=True)
     assert again.step == 5
@@ -57,6 +60,8 @@ def test_damaged_checkpoints_are_set_aside_and_never_push_out_good_ones(settings
     assert resumed["step"] == 3
     assert resumed["set_aside"] == ["damaged.step-9"]
     assert newest_checkpoint(root)[0].step == 5
+    best = root / "best.json"
+    assert not best.exists() or json.loads(best.read_text())["step"] in steps_kept(again)
 
 
 @pytest.mark.parametrize(
@@ -164,6 +169,17 @@ def test_a_learning_rate_that_explodes_ends_with_the_guard(settings):
     config = settings(optimizer={"lr": 1e30}, run={"steps": 20}, evaluation={"every": 1})
     with pytest.raises(GuardStop, match="need a new run"):
         train(config)
+
+
+def test_a_teacher_of_nan_weights_ends_with_the_guard(settings, gpt2_pair, tmp_path):
+    shutil.copytree(gpt2_pair[1], tmp_path / "nan")
+    path = tmp_path / "nan" / "model.safetensors"
+    tensors = {k: v * torch.nan for k, v in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(GuardStop, match="non_finite"):
+        train(settings(teacher={"path": str(tmp_path / "nan")}))
+    assert "kl/reverse" not in read_jsonl(tmp_path / "run" / "metrics.jsonl")[0]
+    assert write_report([tmp_path / "run"]).exists()
 
 
 def test_logits_that_are_nan_still_give_a_valid_id(settings):

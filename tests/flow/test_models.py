@@ -9,7 +9,11 @@ from tutelage.config import ModelConfig
 from tutelage.data.collate import collate
 from tutelage.data.render import render
 from tutelage.errors import DataError, UsageError
-from tutelage.models.compatibility import require_same_tokens, share_vocabulary
+from tutelage.models.compatibility import (
+    require_context,
+    require_same_tokens,
+    share_vocabulary,
+)
 from tutelage.models.local import LocalModel, load_model
 from tutelage.types import Message, Prompt, RenderedPrompt, SamplingParams
 
@@ -136,6 +140,24 @@ def test_tokenizers_of_equal_size_with_two_ids_swapped_are_refused(student, gpt2
     with pytest.raises(UsageError, match=r"disagree on 2 of \d+ token ids \(first: \d+, 'What|Ġ"):
         require_same_tokens(student.tokenizer, other.tokenizer)
     require_same_tokens(student.tokenizer, student.tokenizer)
+
+
+def test_the_context_is_found_under_every_name_it_has():
+    from types import SimpleNamespace
+
+    from transformers import Gemma3Config, GPT2Config, LlamaConfig, MptConfig
+
+    configs = [
+        LlamaConfig(max_position_embeddings=20),
+        GPT2Config(n_positions=20),
+        MptConfig(max_seq_len=20),
+        Gemma3Config(text_config={"max_position_embeddings": 20}),
+    ]
+    for config in configs:
+        model = SimpleNamespace(model=SimpleNamespace(config=config))
+        require_context(model, "student", 10, 10)
+        with pytest.raises(UsageError, match="the student reads 20 tokens"):
+            require_context(model, "student", 10, 11)
 
 
 def test_chat_prompts_need_a_template(student):
