@@ -85,7 +85,9 @@ def retired(
         return False
     lowest, waited = float("inf"), 0
     for record in evaluations:
-        divergence = record["kl/reverse"]
+        divergence = record.get("kl/reverse")
+        if divergence is None:  # undefined says neither that it fell nor that it did not
+            continue
         waited = 0 if divergence < lowest else waited + 1
         lowest = min(lowest, divergence)
         near = record.get("accuracy", 0.0) >= fraction * teacher_accuracy

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from helpers import read_jsonl, sums, write_jsonl
+from tutelage import signals
 from tutelage.errors import CheckpointError, GuardStop, Interrupted, MachineError, UsageError
 from tutelage.reports.page import write_report
 from tutelage.runs import checkpoints
@@ -180,6 +181,12 @@ def test_a_teacher_of_nan_weights_ends_with_the_guard(settings, gpt2_pair, tmp_p
         train(settings(teacher={"path": str(tmp_path / "nan")}))
     assert "kl/reverse" not in read_jsonl(tmp_path / "run" / "metrics.jsonl")[0]
     assert write_report([tmp_path / "run"]).exists()
+
+
+def test_an_undefined_divergence_neither_retires_the_teacher_nor_keeps_it():
+    records = [{"kl/reverse": 1.0, "accuracy": 1.0}, {"accuracy": 1.0}]
+    assert not signals.retired(records, 1.0, 0.9, patience=1)
+    assert signals.retired([*records, {"kl/reverse": 1.0, "accuracy": 1.0}], 1.0, 0.9, patience=1)
 
 
 def test_logits_that_are_nan_still_give_a_valid_id(settings):
