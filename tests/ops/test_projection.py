@@ -142,7 +142,7 @@ def test_a_tied_head_collects_the_gradients_of_both_its_uses():
 
 
 def test_hidden_states_that_are_logits_already_need_no_head():
-    hidden, _, teacher, teacher_hidden, sampled, weights, extra = parts()
+    _, _, teacher, teacher_hidden, sampled, weights, extra = parts()
     logits = torch.randn(ROWS, PADDED, dtype=torch.float64, requires_grad=True)
     head = Head(weight=None, vocabulary=VOCABULARY)
     args = (teacher, teacher_hidden, sampled, weights, extra)
