@@ -65,10 +65,10 @@ def demo(
     folder = _new_folder(output, seed)
     config = demo_config(folder, seed)
     held_out = EMBEDDED_SPEC.task.eval_prompts(HELD_OUT)
-    _write_prompts(
+    write_prompts(
         folder / "prompts.jsonl", EMBEDDED_SPEC.task.train_prompts(STEPS * PROMPTS_PER_STEP, seed)
     )
-    _write_prompts(folder / "held_out.jsonl", held_out)
+    write_prompts(folder / "held_out.jsonl", held_out)
     (folder / "run.yaml").write_text(dump_config(config))
 
     looks = look_at_teachers(held_out[:: HELD_OUT // LOOK_PROMPTS], seed)
@@ -151,7 +151,8 @@ def _new_folder(output: str | Path | None, seed: int) -> Path:
     return folder
 
 
-def _write_prompts(path: Path, prompts: Sequence[Prompt]) -> None:
+def write_prompts(path: Path, prompts: Sequence[Prompt]) -> None:
+    """Chat prompts as the rows of a .jsonl file."""
     rows = (
         {
             "id": prompt.id,
