@@ -8,6 +8,7 @@ TutelageError
 ├── GuardStop         7   a guard stopped the run
 ├── CheckpointError   8   nothing valid to resume from
 └── Preempted        75   stopped by a signal, state saved
+    └── Interrupted 130   the same by Ctrl-C
 
 A message says what was found, why it cannot work and what to do. Anything
 else that escapes is a bug in tutelage and keeps its traceback.
@@ -63,6 +64,12 @@ class Preempted(TutelageError, RuntimeError):
     """A signal stopped the run after its state was saved."""
 
     exit_code = 75
+
+
+class Interrupted(Preempted):
+    """Ctrl-C stopped the run after its state was saved."""
+
+    exit_code = 130
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -5,16 +5,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
-from tutelage.config import DataConfig, ModelConfig
+from tutelage.config import DataConfig, EvaluationConfig, ModelConfig, section
 from tutelage.data.prompts import load_prompts
 from tutelage.data.render import render
 from tutelage.data.verify import Verify, choose_verifier
 from tutelage.errors import DataError, UsageError
 from tutelage.metrics import Record
 from tutelage.models.base import Sampler
+from tutelage.models.compatibility import require_context
 from tutelage.models.local import load_model
 from tutelage.ops.intervals import pass_at_k, proportion_interval
-from tutelage.runs.directory import replace_text, to_json
+from tutelage.runs.directory import full_disk_told, replace_text, to_json
 from tutelage.types import RenderedPrompt, Rollout, SamplingParams
 
 
@@ -111,9 +112,12 @@ def evaluate_model(
     """The verb `eval`: a model on a prompts file, with the judged samples in `output`.
 
     Raises:
-        UsageError: a k above `samples`, or a model that cannot be loaded.
-        DataError: a prompts file that cannot be used, or no verifier for it.
+        UsageError: a setting out of range, a model that cannot be loaded, or no verifier.
+        DataError: a prompts file that cannot be used.
     """
+    drawing = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens}
+    section(EvaluationConfig, {"samples": samples, **drawing}, "eval")
+    path = None if output is None else _output_file(output)
     if any(not 1 <= k <= samples for k in ks):
         raise UsageError(f"pass@k needs 1 <= k <= samples, got k {list(ks)} of {samples} samples")
     prompts = load_prompts(data.prompts)
@@ -126,6 +130,7 @@ def evaluate_model(
     )
     if not rendered:
         raise DataError(f"all {dropped} prompts exceed max_prompt_tokens {data.max_prompt_tokens}")
+    require_context(loaded, "model", max(len(p.ids) for p in rendered), max_new_tokens)
     params = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
     evaluation = evaluate(loaded, rendered, verify, params, samples=samples, seed=seed)
     record = evaluation.record(ks)
@@ -133,9 +138,22 @@ def evaluate_model(
     record["rollout/truncated"] = fmean(r.finish_reason == "length" for r in evaluation.rollouts)
     if dropped:
         record["prompts_dropped"] = dropped
-    if output is not None:
-        write_questions(evaluation, Path(output))
+    if path is not None:
+        with full_disk_told(path):
+            write_questions(evaluation, path)
     return record
+
+
+def _output_file(output: str | Path) -> Path:
+    """A file that can be written, known before hours of sampling."""
+    path = Path(output)
+    if path.is_dir():
+        raise UsageError(f"output {path} is a directory; give the name of a file in it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"output {path} cannot be written: {error.strerror}") from None
+    return path
 
 
 def write_questions(evaluation: Evaluation, path: Path) -> None:

@@ -223,7 +223,8 @@ def stop_masses(
     student: Tensor, teacher: Tensor, last: Tensor, stop_ids: frozenset[int]
 ) -> TokenTable:
     """Probability of all stop ids where `last` is set, NaN elsewhere; [N]."""
-    ids = torch.tensor(sorted(i for i in stop_ids if i < student.shape[-1]), device=student.device)
+    known = sorted(i for i in stop_ids if i < student.shape[-1])
+    ids = torch.tensor(known, dtype=torch.long, device=student.device)
     table: TokenTable = {}
     for side, logprobs_ in (("student", student), ("teacher", teacher)):
         mass = logprobs_[:, ids].exp().sum(-1)

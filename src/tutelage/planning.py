@@ -3,10 +3,13 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tutelage.config import Config, Full
+from tutelage.config import Config
 from tutelage.models.checkpoints import open_folder
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+# As ops.projection cuts them (this module does without torch): logits of so many numbers at once.
+CHUNK_ELEMENTS = 2**24
+_BUFFERS = 9  # tensors of a chunk's size that live at once, counted with a mixture divergence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +28,13 @@ class Plan:
     """AdamW's two moments."""
     teacher_bytes: int
     """Teacher weights."""
+    hidden_bytes: int
+    """Last hidden states of one micro-batch at full length, with the student's gradient."""
     logits_bytes: int
-    """Log-probabilities of one micro-batch at full length: both sides, with their gradients."""
+    """Log-probabilities of one chunk of tokens: both sides, the gradient and what is measured."""
     total_bytes: int
-    """Sum of the above; activations and the decoding cache come on top."""
+    """Sum of the above; activations and the decoding cache come on top, and the logits of a whole
+    micro-batch where a model's head does more to the hidden states than a plain projection."""
     rollouts_per_step: int
     """Rollouts of one optimizer step."""
     tokens_per_step: int
@@ -65,16 +71,11 @@ def plan(config: Config) -> Plan:
     rollout = config.rollout
     rollouts = rollout.prompts_per_step * rollout.group_size
     in_memory = min(config.optimizer.micro_batch_size, rollouts)
-    # Logits, their log-softmax and its gradient for the student; logits and log-softmax for
-    # the teacher; the objective over the full vocabulary keeps two more.
-    copies = 5 + 2 * isinstance(config.objective, Full)
-    logits = (
-        copies
-        * 4
-        * in_memory
-        * rollout.max_new_tokens
-        * max(student.vocabulary, teacher.vocabulary)
-    )
+    scored = in_memory * rollout.max_new_tokens
+    hidden = 4 * scored * (2 * student.width + teacher.width)
+    vocabulary = max(1, student.vocabulary, teacher.vocabulary)
+    chunk = min(scored, max(16, CHUNK_ELEMENTS // vocabulary))
+    logits = 4 * _BUFFERS * chunk * vocabulary
     student_bytes = student.parameters * _BYTES[config.student.dtype]
     teacher_bytes = teacher.parameters * _BYTES[config.teacher.dtype]
     tokens = rollouts * rollout.max_new_tokens
@@ -85,8 +86,9 @@ def plan(config: Config) -> Plan:
         gradient_bytes=student_bytes,
         optimizer_bytes=2 * student_bytes,
         teacher_bytes=teacher_bytes,
+        hidden_bytes=hidden,
         logits_bytes=logits,
-        total_bytes=4 * student_bytes + teacher_bytes + logits,
+        total_bytes=4 * student_bytes + teacher_bytes + hidden + logits,
         rollouts_per_step=rollouts,
         tokens_per_step=tokens,
         tokens=tokens * config.run.steps,

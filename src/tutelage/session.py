@@ -3,8 +3,10 @@
 Everything that cannot work is refused here, before a run directory is made.
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from tutelage.config import Config, ModelConfig
@@ -33,7 +35,12 @@ class Session:
     verify: Verify | None
     """Judges a completion; None where answers are not verified."""
     notes: Sequence[dict[str, Any]]
-    """Events worth recording: dropped prompts, differing stop ids."""
+    """What to record and show: dropped prompts, differing stop ids, ignored weights; `text` says
+    it in a line."""
+
+    def digests(self) -> dict[str, str]:
+        """What tells whether these are still the same training and held-out prompts."""
+        return {"prompts": _digest(self.prompts), "held_out": _digest(self.held_out)}
 
 
 def prepare(config: Config, student_path: str | None = None) -> Session:
@@ -66,28 +73,50 @@ def prepare(config: Config, student_path: str | None = None) -> Session:
         too_long.append(dropped)
     _require_prompts(config, rendered[0], too_long[0])
     longest = max(len(p.ids) for p in [*rendered[0], *rendered[1]])
-    new_tokens = max(config.rollout.max_new_tokens, config.evaluation.max_new_tokens or 0)
-    frozen = {"teacher": models.teacher, **models.references}
-    for role, model in {"student": models.student, **frozen}.items():
-        require_context(model, role, longest, new_tokens)
+    limits = {
+        "rollout.max_new_tokens": config.rollout.max_new_tokens,
+        "evaluation.max_new_tokens": config.evaluation.max_new_tokens or 0,
+    }
+    roles = {"student": models.student, "teacher": models.teacher, **models.references}
+    for role, model in roles.items():
+        for setting, new_tokens in limits.items():
+            require_context(model, role, longest, new_tokens, setting)
     notes: list[dict[str, Any]] = []
     if any(too_long):
+        limit = config.data.max_prompt_tokens
         notes.append(
             {
                 "kind": "prompts_dropped",
                 "training": too_long[0],
                 "evaluation": too_long[1],
-                "limit": config.data.max_prompt_tokens,
+                "limit": limit,
+                "text": f"dropped {too_long[0]} training and {too_long[1]} held-out prompts longer "
+                f"than data.max_prompt_tokens {limit}",
             }
         )
-    if models.student.stop_ids != models.teacher.stop_ids:
+    student_stops, teacher_stops = (sorted(m.stop_ids) for m in (models.student, models.teacher))
+    if student_stops != teacher_stops:
         notes.append(
             {
                 "kind": "stop_ids_differ",
-                "student": sorted(models.student.stop_ids),
-                "teacher": sorted(models.teacher.stop_ids),
+                "student": student_stops,
+                "teacher": teacher_stops,
+                "text": f"the student stops at the ids {student_stops}, the teacher at "
+                f"{teacher_stops}",
             }
         )
+    for role, model in roles.items():
+        if model.ignored:
+            notes.append(
+                {
+                    "kind": "weights_ignored",
+                    "role": role,
+                    "count": len(model.ignored),
+                    "first": model.ignored[0],
+                    "text": f"the {role} does not use {len(model.ignored)} of its stored weights "
+                    f"(first: {model.ignored[0]}); its config.json may not belong to them",
+                }
+            )
     return Session(
         models=models, prompts=rendered[0], held_out=rendered[1], verify=verify, notes=notes
     )
@@ -137,6 +166,14 @@ def _require_prompts(config: Config, prompts: Sequence[RenderedPrompt], too_long
             f"{config.data.prompts} leaves {len(prompts)} training prompts{dropped}, but one step "
             f"takes {needed}; lower rollout.prompts_per_step or data.held_out, or add prompts"
         )
+
+
+def _digest(prompts: Sequence[RenderedPrompt]) -> str:
+    content = [
+        (p.prompt.id, p.prompt.text, [asdict(m) for m in p.prompt.messages], p.prompt.answer)
+        for p in prompts
+    ]
+    return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
 
 
 def model_settings(config: Config) -> dict[str, ModelConfig]:

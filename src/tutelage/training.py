@@ -8,7 +8,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 
 from tutelage import signals
@@ -29,10 +28,10 @@ from tutelage.config import (
     TeacherGatePrompt,
     UniformPrompt,
     dump_config,
-    parse_config,
+    load_config,
 )
 from tutelage.credit import pass_rate_weights
-from tutelage.errors import GuardStop, Preempted, UsageError
+from tutelage.errors import GuardStop, Interrupted, Preempted, UsageError
 from tutelage.evaluation import evaluate, write_questions
 from tutelage.gradient import accumulate, measure
 from tutelage.metrics import (
@@ -52,6 +51,8 @@ from tutelage.runs.checkpoints import (
     prune,
     restore_optimizer,
     save_checkpoint,
+    saved_steps,
+    set_aside,
 )
 from tutelage.runs.directory import (
     Run,
@@ -59,7 +60,9 @@ from tutelage.runs.directory import (
     create_run,
     environment,
     finite,
+    full_disk_told,
     open_run,
+    read_json,
     read_lines,
     replace_text,
     reserve_run,
@@ -89,12 +92,12 @@ class TrainResult:
     """Optimizer steps taken."""
     checkpoint: Path
     """The last checkpoint; transformers loads it."""
-    best_step: int
-    """Step of the best held-out evaluation."""
+    best_step: int | None
+    """Step of the best held-out evaluation; None where its weights are those of the start."""
     first: Record
     """The evaluation before training."""
     last: Record
-    """The evaluation after it."""
+    """The last evaluation; a run that `max_hours` ends makes none of its own."""
 
 
 def train(
@@ -109,44 +112,28 @@ def train(
     Raises:
         TutelageError: whatever the user can mend; see `tutelage.errors`.
     """
-    trainer = (
-        Trainer.resume(config, observer) if resume else Trainer.start(config, observer, overwrite)
-    )
-    with Interrupts() as interrupts:
-        outcome = "finished"
-        if trainer.step == 0:
-            trainer.evaluate()
-        while trainer.step < config.run.steps:
-            rollouts = trainer.next_rollouts()
-            trainer.update(rollouts)
-            trainer.watch()
-            if trainer.due(config.evaluation.every):
-                trainer.evaluate()
-            if trainer.due(config.run.save_every):
-                trainer.save()
-            if interrupts.requested:
-                trainer.save()
-                raise Preempted(
-                    f"stopped by {interrupts.requested} at step {trainer.step}, state saved; "
-                    "continue with --resume"
-                )
-            if trainer.stalled():
-                outcome = "early_stop"
-                break
-            if trainer.out_of_time():
-                outcome = "time_limit"
-                break
-        last = trainer.evaluate()
-        checkpoint = trainer.save()
-    trainer.run.log_event("end", outcome=outcome, step=trainer.step)
+    if resume and overwrite:
+        raise UsageError(
+            "--resume continues the run in run.dir and --overwrite deletes it; give one of them"
+        )
+    with full_disk_told(config.run.dir):
+        trainer = (
+            Trainer.resume(config, observer)
+            if resume
+            else Trainer.start(config, observer, overwrite)
+        )
+        with Interrupts() as interrupts:
+            outcome = trainer.loop(interrupts)
+        trainer.run.log_event("end", outcome=outcome, step=trainer.step)
+    evaluations = list(trainer.evaluations.values())
     return TrainResult(
         run=trainer.run.path,
         outcome=outcome,
         step=trainer.step,
-        checkpoint=checkpoint,
-        best_step=trainer.best_step,
+        checkpoint=trainer.checkpoint,
+        best_step=trainer.best_step if trainer.has_best() else None,
         first=trainer.evaluations.get(0, {}),
-        last=last,
+        last=evaluations[-1] if evaluations else {},
     )
 
 
@@ -167,7 +154,6 @@ class Trainer:
         self.metric = config.evaluation.metric or judged
         self.step = 0
         self.timings = Timings()
-        self.seconds_before = 0.0
         self.started = time.monotonic()
         self.best_step, self.best_value, self.evaluations_since_best = 0, -math.inf, 0
         self.steps: list[Record] = []
@@ -175,6 +161,7 @@ class Trainer:
         self.teacher_accuracy: float | None = None
         self.warned: set[str] = set()
         self.pending: list[list[Rollout]] = []
+        self.saved: int | None = None
 
     @classmethod
     def start(cls, config: Config, observer: Observer, overwrite: bool = False) -> "Trainer":
@@ -184,8 +171,10 @@ class Trainer:
         create_run(run.path, overwrite=overwrite)
         replace_text(run.path / "config.yaml", dump_config(config))
         replace_text(run.path / "environment.json", to_json(environment()))
+        replace_text(run.path / "data.json", to_json(trainer.session.digests()))
         for note in trainer.session.notes:
             run.log_event(**note)
+        trainer.tell_notes()
         return trainer
 
     @classmethod
@@ -199,9 +188,62 @@ class Trainer:
                 + f". Only {', '.join(sorted(CHANGEABLE_ON_RESUME))} may change"
             )
         checkpoint, skipped = newest_checkpoint(run.checkpoints)
-        trainer = cls(config, run, prepare(config, str(checkpoint.path)), observer)
+        session = prepare(config, str(checkpoint.path))
+        _require_same_prompts(run, config, session)
+        trainer = cls(config, run, session, observer)
         trainer.restore(checkpoint, skipped)
+        trainer.tell_notes()
         return trainer
+
+    def tell_notes(self) -> None:
+        """Show what was noticed when models and prompts were put together."""
+        for note in self.session.notes:
+            self.observer({**note, "kind": "note"})
+
+    def loop(self, interrupts: Interrupts) -> str:
+        """Train until the run is over; how it ended."""
+        config = self.config
+        if self.step == 0:
+            self.evaluate()
+            self.heed(interrupts)
+        outcome = "finished"
+        while self.step < config.run.steps:
+            rollouts = self.next_rollouts()
+            if interrupts.requested:
+                self.pending.insert(0, rollouts)  # sampled, but not trained on
+                self.heed(interrupts)
+            self.update(rollouts)
+            self.watch()
+            # An evaluation goes before the checkpoint of its step, which keeps what it found.
+            if self.due(config.evaluation.every) or self.step == config.run.steps:
+                self.evaluate()
+            if self.due(config.run.save_every) and self.applied:
+                self.save()
+            self.heed(interrupts)
+            if self.stalled():
+                outcome = "early_stop"
+                break
+            if self.out_of_time():
+                outcome = "time_limit"
+                break
+        if outcome == "finished":
+            self.evaluate()
+        self.save()
+        return outcome
+
+    def heed(self, interrupts: Interrupts) -> None:
+        """Save and end, if a signal asked for it.
+
+        Raises:
+            Preempted: it did.
+        """
+        if interrupts.requested:
+            self.save()
+            kind = Interrupted if interrupts.requested == "SIGINT" else Preempted
+            raise kind(
+                f"stopped by {interrupts.requested} at step {self.step}, state saved; "
+                "continue with --resume"
+            )
 
     # --- the stages of a step ----------------------------------------------------------------
 
@@ -290,7 +332,10 @@ class Trainer:
         self.log(record)
         longest = self.config.rollout.max_new_tokens
         series = summarise_positions(result.table, result.positions, longest)
-        append_line(self.run.path / "positions.jsonl", {"step": self.step, **series})
+        told = {
+            key: finite(part) if isinstance(part, dict) else part for key, part in series.items()
+        }
+        append_line(self.run.path / "positions.jsonl", {"step": self.step, **told})
 
     def prompt_weights(self, rollouts: Sequence[Rollout]) -> Tensor | None:
         """Weight of each rollout's prompt; None where all count the same."""
@@ -366,7 +411,15 @@ class Trainer:
                 self.run.log_event("signal", **told, severity="stop" if stop else "warning")
                 self.observer({"kind": "signal", **told})
             if stop:
-                raise GuardStop(f"{signal.name}: {signal.evidence}. To mend it: {signal.advice}")
+                raise GuardStop(
+                    f"{signal.name}: {signal.evidence}. To mend it: {signal.advice}. {self.anew()}"
+                )
+
+    def anew(self) -> str:
+        """How to go on with other settings, which --resume would refuse."""
+        steps = saved_steps(self.run.checkpoints)
+        start = f" and --student.path {steps[max(steps)]} to start from there" if steps else ""
+        return f"A run keeps its settings, so changed ones need a new run: another --run.dir{start}"
 
     # --- evaluation --------------------------------------------------------------------------
 
@@ -438,12 +491,13 @@ class Trainer:
 
     def keep_best(self, record: Record) -> None:
         """Remember the best evaluation, and save its weights."""
+        self.saved = None  # what a checkpoint of this step should hold has changed
         key = "accuracy" if self.metric == "accuracy" else "kl/reverse"
         value = record.get(key)
         if value is None:
             return
         score = value if key == "accuracy" else -value
-        if score > self.best_value:
+        if score > self.best_value and self.applied:
             self.best_step, self.best_value, self.evaluations_since_best = self.step, score, 0
             if self.step:
                 self.save()
@@ -452,33 +506,60 @@ class Trainer:
 
     # --- keeping -----------------------------------------------------------------------------
 
-    def save(self) -> Path:
-        """A checkpoint of the whole state at this step."""
+    @property
+    def applied(self) -> bool:
+        """Whether the last step moved the weights."""
+        return not self.steps or bool(self.steps[-1]["applied"])
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where this step's checkpoint is kept."""
+        return self.run.checkpoints / f"step-{self.step}"
+
+    def has_best(self) -> bool:
+        """Whether the weights of the best evaluation are kept."""
+        return self.best_step in saved_steps(self.run.checkpoints)
+
+    def save(self) -> None:
+        """A checkpoint of the whole state at this step, unless it has one.
+
+        Raises:
+            GuardStop: the weights are not finite; older checkpoints are worth more.
+        """
+        if self.saved == self.step:
+            return
+        student = self.models.student
+        if not all(bool(p.isfinite().all()) for p in student.model.parameters()):
+            raise GuardStop(
+                f"the student's weights are not finite at step {self.step}, so they are not "
+                f"saved. To mend it: lower optimizer.lr. {self.anew()}"
+            )
         state = {
             "best_step": self.best_step,
             "best_value": self.best_value if math.isfinite(self.best_value) else None,
             "evaluations_since_best": self.evaluations_since_best,
-            "seconds": self.seconds(),
             "warned": sorted(self.warned),
             "pending": [[rollout_to_json(r) for r in step] for step in self.pending],
         }
-        student = self.models.student
-        path = save_checkpoint(
+        save_checkpoint(
             self.run.checkpoints, self.step, student.model, student.tokenizer, self.optimizer, state
         )
+        self.saved = self.step
         prune(self.run.checkpoints, self.config.run.keep, protected=[self.best_step])
-        replace_text(self.run.checkpoints / "best.json", to_json({"step": self.best_step}))
-        return path
+        if self.has_best():
+            replace_text(self.run.checkpoints / "best.json", to_json({"step": self.best_step}))
 
-    def restore(self, checkpoint: Checkpoint, skipped: Sequence[str]) -> None:
+    def restore(self, checkpoint: Checkpoint, skipped: Mapping[str, str]) -> None:
         """Continue as if the run had never stopped."""
+        set_aside(self.run.checkpoints, skipped)
+        self.run.cut_torn_lines()
+        self.saved = checkpoint.step
         restore_optimizer(checkpoint, self.optimizer)
         state = checkpoint.state
         self.step = self.models.student.policy_step = checkpoint.step
         self.best_step = state["best_step"]
         self.best_value = -math.inf if state["best_value"] is None else state["best_value"]
         self.evaluations_since_best = state["evaluations_since_best"]
-        self.seconds_before = state["seconds"]
         self.warned = set(state["warned"])
         prompts = {p.prompt.id: p.prompt for p in self.session.prompts}
         self.pending = [[rollout_from_json(r, prompts) for r in step] for step in state["pending"]]
@@ -486,7 +567,13 @@ class Trainer:
         records = list(read_lines(self.run.metrics)) if self.run.metrics.exists() else []
         self.steps = [record for record in records if record["kind"] == "train"]
         self.evaluations = {r["step"]: r for r in records if r["kind"] == "eval"}
-        self.run.log_event("resume", step=self.step, skipped=list(skipped), dropped=dropped)
+        self.run.log_event(
+            "resume",
+            step=self.step,
+            skipped=[f"{name}: {fault}" for name, fault in skipped.items()],
+            set_aside=[f"damaged.{name}" for name in skipped],
+            dropped=dropped,
+        )
 
     def log(self, record: Record) -> None:
         """Record a step or an evaluation, and show it."""
@@ -504,14 +591,10 @@ class Trainer:
         patience = self.config.evaluation.patience
         return patience > 0 and self.evaluations_since_best >= patience
 
-    def seconds(self) -> float:
-        """Time spent on the run, over all its sittings."""
-        return self.seconds_before + time.monotonic() - self.started
-
     def out_of_time(self) -> bool:
-        """Whether the run's time is spent."""
+        """Whether the time of this sitting is spent."""
         hours = self.config.run.max_hours
-        return hours is not None and self.seconds() >= 3600 * hours
+        return hours is not None and time.monotonic() - self.started >= 3600 * hours
 
 
 def learning_rate(settings: OptimizerConfig, step: int, steps: int) -> float:
@@ -544,7 +627,7 @@ def token_scores(
 ) -> dict[str, Any]:
     """A rollout with one number a token of every metric; undefined is null."""
     columns = {
-        key: [None if math.isnan(v) else round(v, 5) for v in values[mine].tolist()]
+        key: [round(v, 5) if math.isfinite(v) else None for v in values[mine].tolist()]
         for key, values in table.items()
     }
     return {
@@ -564,13 +647,28 @@ def token_scores(
 
 
 def _changes(run: Run, config: Config) -> list[str]:
-    saved = parse_config(yaml.safe_load((run.path / "config.yaml").read_text()), "config.yaml")
+    saved = load_config(run.path / "config.yaml")
     before, now = (_leaves(c.model_dump(mode="json")) for c in (saved, config))
     return [
         f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key) and key not in CHANGEABLE_ON_RESUME
     ]
+
+
+def _require_same_prompts(run: Run, config: Config, session: Session) -> None:
+    path = run.path / "data.json"
+    before, now = read_json(path), session.digests()
+    for part, source in (
+        ("prompts", config.data.prompts),
+        ("held_out", config.data.eval_prompts or config.data.prompts),
+    ):
+        if not isinstance(before, dict) or before.get(part) != now[part]:
+            raise UsageError(
+                f"{source} has changed since the run began: its {part} are not those that {path} "
+                "remembers, so what was drawn and measured would not go on. Restore the file, or "
+                "start a new run with another --run.dir"
+            )
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

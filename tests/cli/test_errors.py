@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -70,6 +71,12 @@ def test_a_row_without_a_prompt_is_named_by_its_line(base, capsys, tmp_path):
         ('{"prompt": "1"}\n{"prompt": 3}\n', "line 2, prompt is int"),
         ('{"prompt": [{"role": "user"}]}\n', "line 1, prompt has a turn"),
         ('{"prompt": "1", "id": 5}\n{"prompt": "2", "id": 5}\n', "rows 1 and 2 share the id '5'"),
+        ('{"prompt": "1"}\n{"prompt": ' + "1" * 5000 + "}\n", "line 2 is not JSON"),
+        ('{"prompt": "1", "x": ' + "[" * 100_000 + "]" * 100_000 + "}", "line 1 is not JSON"),
+        ('{"prompt": "\\ud800 hi"}\n', "line 1: its prompt holds half a character"),
+        ('{"prompt": [{"role": "user", "content": "\\ud800"}]}\n', "line 1: its prompt holds half"),
+        ('{"prompt": "1"}\n{"prompt": "2", "id": "\\udfff"}\n', "line 2: its id holds half"),
+        ('{"prompt": "1", "answer": "\\ud800"}\n', "line 1: its answer holds half"),
     ],
 )
 def test_damaged_rows_are_named(base, capsys, tmp_path, content, expected):
@@ -104,6 +111,17 @@ def test_a_parquet_file_that_is_none(base, capsys, tmp_path):
         ("optimizer.lr", ".nan", "finite number"),
         ("data.verifier", "{type: pattern, pattern: '(a)(b)'}", "2 groups"),
         ("data.verifier", "{type: pattern, pattern: '('}", "no regular expression"),
+        ("optimizer.betas", "[0.9, 1.5]", "optimizer.betas.1: input should be less than 1"),
+        ("optimizer.betas", "[-0.1, 0.9]", "greater than or equal to 0"),
+        ("student.device", "gpu", "student.device 'gpu' does not exist"),
+        ("run.steps.x", "3", "--run.steps.x sets a part of run.steps, which is 1"),
+        ("student.dtype", "bfloat16", "an AdamW step of lr 1e-5 is smaller"),
+        ("student.dtype", "float16", "leave it float32"),
+        ("teacher.template", "{thinking: false}", "set student.template"),
+        ("student.template", "{tokenize: true}", "student.template: tokenize is set by tutelage"),
+        ("student.template", "{add_generation_prompt: false}", "add_generation_prompt"),
+        ("student.path", "[" * 5000, "--student.path is nested too deeply"),
+        ("run.seed", "1" * 5000, "--run.seed is not YAML"),
     ],
 )
 def test_bad_settings_name_the_field(base, capsys, key, value, expected):
@@ -114,6 +132,25 @@ def test_a_key_that_stands_twice(base, capsys, tmp_path):
     (tmp_path / "run.yaml").write_text("run:\n  steps: 1\n  steps: 2\n")
     returned = train(base, "-c", str(tmp_path / "run.yaml"))
     refused(capsys, 2, ["'steps' stands twice", "line 2"], returned)
+
+
+def test_a_section_that_is_no_mapping(base, capsys, tmp_path):
+    (tmp_path / "run.yaml").write_text("data: 3\n")
+    returned = train(base, "-c", str(tmp_path / "run.yaml"))
+    refused(capsys, 2, ["sets a part of data, which is 3"], returned)
+    returned = main(["train", "-c", str(tmp_path / "run.yaml")])
+    refused(capsys, 2, ["run.yaml: ", "data: ", "got 3"], returned)
+
+
+def test_dates_and_clock_times_are_text(base, capsys):
+    from tutelage.config import load_config
+
+    words = [w for key, value in base.items() for w in (f"--{key}", value)]
+    for name in ("2026-30-11", "2026-11-30", "2026-11-30 12:30:00", "12:30", "1:30.5"):
+        assert load_config(None, [*words, "--run.dir", name]).run.dir == name
+    numbers = ["--optimizer.lr", "1.5e-3", "--run.seed", "0x10", "--run.max_hours", "1_0.5"]
+    read = load_config(None, [*words, *numbers])
+    assert (read.optimizer.lr, read.run.seed, read.run.max_hours) == (1.5e-3, 16, 10.5)
 
 
 def test_yaml_cannot_make_objects(base, capsys, tmp_path):
@@ -155,6 +192,70 @@ def test_pickled_weights_are_never_opened(base, capsys, gpt2_pair, tmp_path):
     refused(capsys, 2, ["pickled weights", "convert them to safetensors"], returned)
 
 
+@pytest.fixture
+def broken(gpt2_pair, tmp_path):
+    """A copy of the teacher in which one file can be changed."""
+    shutil.copytree(gpt2_pair[1], tmp_path / "broken")
+
+    def change(name, content):
+        (tmp_path / "broken" / name).write_bytes(content)
+        return str(tmp_path / "broken")
+
+    return change
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff"])
+@pytest.mark.parametrize("verb", ["plan", "train"])
+def test_a_damaged_model_config(base, capsys, broken, verb, content):
+    words = base | {"teacher.path": broken("config.json", content)}
+    returned = main([verb, *(w for key, value in words.items() for w in (f"--{key}", value))])
+    refused(capsys, 2, ["teacher model", "broken"], returned)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 1000, -1])
+@pytest.mark.parametrize("verb", ["plan", "train"])
+def test_truncated_weights(base, capsys, broken, gpt2_pair, verb, keep):
+    whole = (gpt2_pair[1] / "model.safetensors").read_bytes()
+    words = base | {"teacher.path": broken("model.safetensors", whole[:keep])}
+    returned = main([verb, *(w for key, value in words.items() for w in (f"--{key}", value))])
+    refused(capsys, 2, ["teacher model", "broken"], returned)
+
+
+def test_a_damaged_generation_config_would_lose_the_stop_ids(base, capsys, broken):
+    returned = train(base | {"teacher.path": broken("generation_config.json", b"{")})
+    refused(capsys, 2, ["generation_config.json is damaged"], returned)
+
+
+def test_a_model_without_a_cache_of_keys_and_values(base, capsys, tmp_path):
+    from transformers import MambaConfig, MambaForCausalLM
+
+    from helpers import tiny_tokenizer
+
+    tokenizer = tiny_tokenizer()
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "state_size": 4}
+    MambaForCausalLM(MambaConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(
+        tmp_path / "m"
+    )
+    tokenizer.save_pretrained(tmp_path / "m")
+    capsys.readouterr()
+    returned = train(base | {"teacher.path": str(tmp_path / "m")})
+    refused(capsys, 2, ["MambaForCausalLM", "no past_key_values"], returned)
+
+
+def test_a_pair_that_never_stops_by_itself_still_trains(base, capsys, gpt2_pair, tmp_path):
+    for name, path in zip(("student", "teacher"), gpt2_pair, strict=True):
+        shutil.copytree(path, tmp_path / name)
+        for file in ("config.json", "generation_config.json", "tokenizer_config.json"):
+            content = json.loads((tmp_path / name / file).read_text())
+            for key in ("eos_token_id", "eos_token"):
+                content.pop(key, None)
+            if file == "config.json":
+                content["eos_token_id"] = None
+            (tmp_path / name / file).write_text(json.dumps(content))
+    paths = {f"{role}.path": str(tmp_path / role) for role in ("student", "teacher")}
+    assert train(base | paths) == 0, capsys.readouterr().err
+
+
 def test_damaged_weights(base, capsys, gpt2_pair, tmp_path):
     for file in gpt2_pair[1].iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -185,6 +286,7 @@ def test_a_run_directory_that_exists(base, capsys):
     assert train(base) == 0
     capsys.readouterr()
     refused(capsys, 2, ["--resume", "--overwrite"], train(base))
+    refused(capsys, 2, ["give one of them"], train(base, "--resume", "--overwrite"))
 
 
 def test_resume_where_there_is_no_run(base, capsys):
@@ -207,10 +309,11 @@ def test_an_answer_column_that_a_verifier_needs(base, capsys, tmp_path):
 
 
 def test_an_answer_that_is_no_number(base, capsys, tmp_path):
-    rows = [{"prompt": f"What is {i}?", "answer": "blue"} for i in range(20)]
+    rows = [{"prompt": f"What is {i}?", "answer": "blue" if i == 19 else i} for i in range(20)]
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
     returned = train(base | {"data.prompts": str(path), "data.verifier": "numeric"})
-    refused(capsys, 4, ["'blue'", "no number"], returned)
+    refused(capsys, 4, ["'row-19'", "'blue'", "no number"], returned)
+    assert not Path(base["run.dir"]).exists()  # known before anything starts
 
 
 def test_accuracy_without_a_verifier(base, capsys):
@@ -221,6 +324,33 @@ def test_accuracy_without_a_verifier(base, capsys):
 def test_an_unknown_reasoning_gym_dataset(base, capsys):
     returned = train(base | {"data.prompts": "reasoning_gym:chain_summ"})
     refused(capsys, 2, ["Did you mean 'chain_sum'?"], returned)
+
+
+@pytest.mark.parametrize("query", ["size=abc", "size=1.5", "size=0", "size=9&seed=x", "colour=1"])
+def test_options_that_reasoning_gym_refuses(base, capsys, query):
+    pytest.importorskip("reasoning_gym")
+    returned = train(base | {"data.prompts": f"reasoning_gym:chain_sum?{query}"})
+    refused(capsys, 2, ["reasoning-gym refuses these options"], returned)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--temperature", "-1"], "temperature: input should be greater than or equal to 0"),
+        (["--top-p", "0"], "top_p: input should be greater than 0"),
+        (["--top-p", "2"], "top_p: input should be less than or equal to 1"),
+        (["--max-new-tokens", "0"], "max_new_tokens: input should be greater than 0"),
+        (["--samples", "0"], "samples: input should be greater than 0"),
+        (["--samples", "2", "--k", "3"], "1 <= k <= samples"),
+        (["--output", "."], "output . is a directory"),
+        (["--output", "/proc/no/x"], "output /proc/no/x cannot be written"),
+        (["--max-new-tokens", "60"], "reads 64 tokens"),
+    ],
+)
+def test_eval_flags_out_of_range(base, capsys, flags, expected):
+    words = ["eval", base["student.path"], "--prompts", base["data.prompts"]]
+    returned = main([*words, "--verifier", "numeric", *flags])
+    refused(capsys, 2, [expected], returned)
 
 
 def test_an_unknown_verb(capsys):
@@ -263,9 +393,19 @@ def test_ctrl_c_says_how_to_go_on(base):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "--resume" in err
+    assert "state saved; continue with --resume" in err
     assert "Traceback" not in err
     assert out == ""
+    assert list((Path(base["run.dir"]) / "checkpoints").glob("step-*"))
+
+
+def test_ctrl_c_outside_a_run_promises_nothing(capsys, monkeypatch):
+    def press(words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tutelage.cli.plan.run", press)
+    assert main(["plan"]) == 130
+    assert capsys.readouterr().err == "tutelage: interrupted\n"
 
 
 def test_json_goes_to_stdout_alone(base, capsys):

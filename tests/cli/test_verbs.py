@@ -1,6 +1,7 @@
 """plan, eval, report and help as a user calls them."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -39,6 +40,41 @@ def test_plan_counts_parameters_bytes_and_tokens(run_yaml, capsys, gpt2_pair):
     assert plan["config"]["rollout"]["group_size"] == 3
     assert main(["plan", "-c", str(run_yaml)]) == 0
     assert "student parameters" in capsys.readouterr().out
+
+
+def test_plan_counts_weights_alone_and_not_what_a_checkpoint_keeps_beside_them(run_yaml, capsys):
+    assert main(["train", "-c", str(run_yaml)]) == 0
+    config = load_config(run_yaml)
+    counts = []
+    for path in (config.student.path, f"{config.run.dir}/checkpoints/step-2"):
+        capsys.readouterr()
+        assert main(["plan", "-c", str(run_yaml), "--student.path", path, "--json"]) == 0
+        counts.append(json.loads(capsys.readouterr().out)["student_parameters"])
+    assert counts[0] == counts[1]
+
+
+def test_plan_holds_the_logits_of_one_chunk(run_yaml):
+    from tutelage.ops.projection import chunk_rows
+    from tutelage.planning import CHUNK_ELEMENTS, plan
+
+    for vocabulary in (100, 32_000, 151_936, 10**7):
+        assert chunk_rows(vocabulary) == max(16, CHUNK_ELEMENTS // vocabulary)
+    small = plan(load_config(run_yaml))
+    sizes = ["--rollout.prompts_per_step", "4096", "--optimizer.micro_batch_size", "4096"]
+    large = plan(load_config(run_yaml, [*sizes, "--rollout.max_new_tokens", "4000"]))
+    assert small.hidden_bytes == 4 * (4 * 6) * (2 * 16 + 24)
+    assert large.hidden_bytes > 100_000 * small.hidden_bytes
+    assert small.logits_bytes < large.logits_bytes < 10 * 4 * CHUNK_ELEMENTS
+
+
+def test_plan_reads_the_text_part_of_a_model_of_several_modalities(gpt2_pair, tmp_path):
+    from tutelage.models.checkpoints import open_folder
+
+    shutil.copytree(gpt2_pair[0], tmp_path / "both")
+    text = {"vocab_size": 77, "hidden_size": 5}
+    (tmp_path / "both" / "config.json").write_text(json.dumps({"text_config": text}))
+    folder = open_folder(str(tmp_path / "both"), "student")
+    assert (folder.vocabulary, folder.width) == (77, 5)
 
 
 def test_plan_never_imports_torch(run_yaml):
@@ -118,6 +154,34 @@ def test_report_overlays_runs(run_yaml, capsys, tmp_path):
     page = path.read_text()
     assert '"name": "one"' in page
     assert '"name": "two"' in page
+
+
+def test_report_of_a_run_that_measured_little(run_yaml, capsys, tmp_path):
+    words = ["train", "-c", str(run_yaml), "--run.dir"]
+    for name in ("early", "undefined"):
+        assert main([*words, str(tmp_path / name)]) == 0
+    (tmp_path / "early" / "metrics.jsonl").unlink()
+    metrics = tmp_path / "undefined" / "metrics.jsonl"
+    wanted = {"kind", "step", "accuracy", "accuracy/low", "accuracy/high", "accuracy/questions"}
+    records = [{k: v for k, v in r.items() if k in wanted} for r in read_jsonl(metrics)]
+    write_jsonl(metrics, [{**r, "accuracy": 0.0} if "accuracy" in r else r for r in records])
+    capsys.readouterr()
+    assert main(["report", str(tmp_path / "early"), str(tmp_path / "undefined")]) == 0
+    page = (tmp_path / "early" / "report.html").read_text()
+    assert "<td>0.0 %</td><td></td>" in page  # a measured zero, and nothing measured
+    assert "reverse KL from undefined to undefined" in page
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "environment.json"])
+def test_report_of_a_damaged_run_names_the_file(run_yaml, capsys, name):
+    assert main(["train", "-c", str(run_yaml)]) == 0
+    run = Path(load_config(run_yaml).run.dir)
+    (run / name).write_text("a: [\n")
+    capsys.readouterr()
+    assert main(["report", str(run)]) == 2
+    err = capsys.readouterr().err
+    assert name in err
+    assert "Traceback" not in err
 
 
 def test_report_of_something_else_is_refused(tmp_path, capsys):

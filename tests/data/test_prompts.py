@@ -109,6 +109,12 @@ def test_reasoning_gym_scorer_refuses_other_prompts():
         ("numeric", "-3", "x = -3", 1),
         ("numeric", "3", "3 and then 4", 0),
         ("numeric", "3", "none", 0),
+        ("numeric", "4", "between 3-4", 1),
+        ("numeric", "-4", "x-4", 0),
+        ("numeric", "-4", "(-4)", 1),
+        ("numeric", "-5", "x = \u22125", 1),
+        ("numeric", "\u22125", "x = -5", 1),
+        ("numeric", "-.5", "so -.5", 1),
         ({"type": "pattern", "pattern": r"Answer: (\w+)"}, "B", "Answer: B.", 1),
         ({"type": "pattern", "pattern": r"Answer: (\w+)"}, "B", "B", 0),
     ],
@@ -116,6 +122,25 @@ def test_reasoning_gym_scorer_refuses_other_prompts():
 def test_verifiers(verifier, answer, text, reward):
     data = DataConfig.model_validate({"prompts": "p", "verifier": verifier})
     assert make_verifier(data.verifier)(Prompt(id="p", text="q", answer=answer), text) == reward
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [([1, 2], "[1, 2]"), ({"x": "é"}, '{"x": "é"}'), (True, "True"), (2.5, "2.5")],
+)
+def test_answers_that_are_no_text_become_text(tmp_path, answer, text):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"prompt": "?", "answer": answer}))
+    assert load_prompts(str(path))[0].answer == text
+
+
+@pytest.mark.parametrize("answer", ["", "#### 42 apples", "nan", "inf", "[1]"])
+def test_numeric_reads_every_answer_at_the_start(answer):
+    data = DataConfig(prompts="p", verifier={"type": "numeric"})
+    prompts = [Prompt(id=str(i), text="q", answer=str(i)) for i in range(5)]
+    with pytest.raises(DataError, match="prompt 'late' has the answer"):
+        choose_verifier(data, [*prompts, Prompt(id="late", text="q", answer=answer)])
+    assert choose_verifier(data, prompts) is not None
 
 
 def test_accuracy_may_be_the_metric_of_reasoning_gym_prompts():

@@ -10,33 +10,12 @@ from transformers import AutoModelForCausalLM
 
 from helpers import read_jsonl, sums, write_jsonl
 from tutelage import signals
-from tutelage.config import Config, OptimizerConfig, parse_config
+from tutelage.config import Config, OptimizerConfig
 from tutelage.credit import token_shares
 from tutelage.errors import CheckpointError, GuardStop, UsageError
 from tutelage.gradient import accumulate
 from tutelage.runs.checkpoints import newest_checkpoint
 from tutelage.training import Trainer, learning_rate, train
-
-
-@pytest.fixture
-def settings(gpt2_pair, tmp_path):
-    prompts = write_jsonl(tmp_path / "prompts.jsonl", sums(40))
-
-    def make(**sections) -> Config:
-        tree = {
-            "student": {"path": str(gpt2_pair[0])},
-            "teacher": {"path": str(gpt2_pair[1])},
-            "data": {"prompts": str(prompts), "held_out": 10, "verifier": "numeric"},
-            "rollout": {"prompts_per_step": 6, "group_size": 2, "max_new_tokens": 10},
-            "optimizer": {"lr": 3e-3, "micro_batch_size": 5},
-            "evaluation": {"every": 2},
-            "run": {"dir": str(tmp_path / "run"), "steps": 4, "save_every": 2},
-        }
-        for name, section in sections.items():
-            tree[name] = {**tree.get(name, {}), **section}
-        return parse_config(tree)
-
-    return make
 
 
 def trainer_for(config: Config) -> Trainer:
@@ -248,9 +227,14 @@ def test_early_stop_and_best_checkpoint_follow_the_held_out_metric(settings):
     result = train(config)
     assert result.outcome == "early_stop"
     assert result.step < 20
-    best = json.loads((result.run / "checkpoints" / "best.json").read_text())["step"]
-    evaluations = [r for r in read_jsonl(result.run / "metrics.jsonl") if r["kind"] == "eval"]
-    assert best == min(evaluations, key=lambda r: r["kl/reverse"])["step"]
+    assert result.best_step is None  # each step made it worse, and the start is no checkpoint
+    assert not (result.run / "checkpoints" / "best.json").exists()
+    elsewhere = {"dir": f"{result.run}-better", "steps": 6, "keep": 1}
+    better = train(settings(evaluation={"every": 1, "metric": "reverse_kl"}, run=elsewhere))
+    best = json.loads((better.run / "checkpoints" / "best.json").read_text())["step"]
+    evaluations = [r for r in read_jsonl(better.run / "metrics.jsonl") if r["kind"] == "eval"]
+    assert best == better.best_step == min(evaluations, key=lambda r: r["kl/reverse"])["step"]
+    assert (better.run / "checkpoints" / f"step-{best}").is_dir()
 
 
 def test_max_hours_saves_and_ends(settings):

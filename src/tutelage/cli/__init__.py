@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"tutelage: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("tutelage: interrupted; a run continues with --resume", file=sys.stderr)
+        print("tutelage: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output closed it, as `head` does
         sys.stdout = None

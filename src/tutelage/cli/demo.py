@@ -23,8 +23,8 @@ def demo(
     """Distil the embedded teacher into the embedded student and write a report.
 
     Looks at a compatible and an incompatible teacher first, trains on the
-    compatible one, evaluates 1,000 held-out problems before and after. Takes one
-    to two minutes on two CPU cores and needs no network.
+    compatible one, evaluates 1,000 held-out problems before and after. Takes about
+    half a minute on two CPU cores and needs no network.
 
     Args:
         seed: decides prompts and samples.

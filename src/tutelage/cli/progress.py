@@ -1,7 +1,6 @@
 """Progress on stderr: a live bar on a terminal, plain lines elsewhere."""
 
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -42,7 +41,7 @@ class Display:
         match record["kind"]:
             case "train":
                 note = f"reverse KL {record.get('kl/reverse', float('nan')):.3f}"
-                self.bar.update(self.task, completed=_int(record["step"]), note=note)
+                self.bar.update(self.task, completed=int(record["step"]), note=note)
             case "eval":
                 self.say(_evaluation_line(record))
             case "signal":
@@ -50,6 +49,8 @@ class Display:
                     f"step {record['step']}, {record['name']}: {record['evidence']}. "
                     f"{record['advice']}."
                 )
+            case "note":
+                self.say(f"note: {record['text']}.")
             case "look":
                 self.say(f"{record['teacher']} teacher: {record['verdict']}. {record['reason']}.")
             case _:
@@ -83,7 +84,3 @@ def _evaluation_line(record: Record) -> str:
     if "rollout/length" in record:
         parts.append(f"length {record['rollout/length']:.1f}")
     return "  ".join(parts)
-
-
-def _int(value: Any) -> int:
-    return int(value)

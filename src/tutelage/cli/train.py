@@ -28,7 +28,7 @@ def train(
         config: YAML file with the settings.
         resume: continue the run in run.dir from its newest valid checkpoint.
         overwrite: replace the run in run.dir.
-        max_hours: save and end after this long; short for --run.max_hours.
+        max_hours: save and end this sitting after that long; short for --run.max_hours.
         as_json: print one JSON object on stdout.
     """
 

@@ -1,5 +1,6 @@
 """From YAML and flags to validated settings, and from faults to messages."""
 
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -17,7 +18,10 @@ _PRESETS = Path(__file__).parents[1] / "presets"
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML in which a key that stands twice is an error."""
+    """Safe YAML in which a key that stands twice is an error.
+
+    Dates and numbers to the base of 60 (`12:30`) are text: no setting is one.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -28,12 +32,30 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+# Patterns of PyYAML without the forms to the base of 60.
+_NUMBERS = {
+    "tag:yaml.org,2002:float": r"""[-+]?(?:[0-9][0-9_]*)\.[0-9_]*(?:[eE][-+][0-9]+)?
+        |\.[0-9][0-9_]*(?:[eE][-+][0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)""",
+    "tag:yaml.org,2002:int": r"[-+]?(?:0b[0-1_]+|0[0-7_]+|0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)",
+}
+_StrictLoader.yaml_implicit_resolvers = {
+    first: [
+        (tag, re.compile(f"^(?:{_NUMBERS[tag]})$", re.VERBOSE) if tag in _NUMBERS else pattern)
+        for tag, pattern in resolvers
+        if tag != "tag:yaml.org,2002:timestamp"
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 def _parse_yaml(text: str, origin: str) -> Any:
     try:
         return yaml.load(text, Loader=_StrictLoader)
     except UsageError as error:
         raise UsageError(f"{origin}: {error}") from None
-    except yaml.YAMLError as error:
+    except RecursionError:
+        raise UsageError(f"{origin} is nested too deeply to be settings") from None
+    except (yaml.YAMLError, ValueError) as error:
         raise UsageError(f"{origin} is not YAML: {error}") from None
 
 
@@ -176,10 +198,15 @@ def _pairs(words: Sequence[str]) -> list[tuple[str, Any]]:
 
 def _set(tree: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
-    for parent in parents:
+    for depth, parent in enumerate(parents, 1):
         child = tree.get(parent)
         if isinstance(child, str):  # the short form of a tagged section
             child = {"type": child}
+        if not isinstance(child, dict | None):
+            raise UsageError(
+                f"--{key} sets a part of {'.'.join(parents[:depth])}, which is {child!r} and has "
+                "no parts"
+            )
         tree[parent] = child = dict(child or {})
         tree = child
     tree[last] = value

@@ -97,6 +97,9 @@ class RolloutConfig(Section):
     """Steps between sampling a rollout and training on it; above 0 makes rollouts stale."""
 
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimizerConfig(Section):
     """AdamW and its schedule."""
 
@@ -106,7 +109,7 @@ class OptimizerConfig(Section):
     """After warm-up: stay, or fall to 10 % over the run."""
     warmup_steps: NonNegativeInt = 0
     """Steps of linear warm-up."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """AdamW's moment decays."""
     weight_decay: NonNegativeFloat = 0.0
     """AdamW's decoupled decay."""
@@ -162,7 +165,7 @@ class RunConfig(Section):
     steps: PositiveInt = 100
     """Optimizer steps."""
     max_hours: PositiveFloat | None = None
-    """The run saves and ends after this long."""
+    """This sitting saves and ends after that long; --resume begins another."""
     save_every: NonNegativeInt = 50
     """Steps between checkpoints; 0 saves at the end alone."""
     keep: PositiveInt = 2
@@ -171,6 +174,24 @@ class RunConfig(Section):
     """Rollouts written with token-level scores at each evaluation."""
     metrics_k: PositiveInt = 16
     """Size of the top-k sets of the overlap metrics; at most an eighth of the vocabulary."""
+
+
+# Arguments of transformers' apply_chat_template that are not handed to the template.
+_OWN_TEMPLATE_ARGUMENTS = {
+    "conversation",
+    "chat_template",
+    "add_generation_prompt",
+    "continue_final_message",
+    "tokenize",
+    "sanitize_control_tokens",
+    "padding",
+    "truncation",
+    "max_length",
+    "return_tensors",
+    "return_dict",
+    "return_assistant_tokens_mask",
+    "tokenizer_kwargs",
+}
 
 
 class Config(Section):
@@ -194,6 +215,26 @@ class Config(Section):
     """When to stop."""
     run: RunConfig = RunConfig()
     """The run itself."""
+
+    @model_validator(mode="after")
+    def _models_fit_their_part(self) -> "Config":
+        if self.student.dtype != "float32":
+            raise ValueError(
+                f"student.dtype {self.student.dtype} cannot be trained: an AdamW step of lr 1e-5 "
+                "is smaller than the gap between neighbouring bfloat16 numbers, so most of it is "
+                "lost, and float16 overflows; leave it float32 (teacher.dtype may be bfloat16)"
+            )
+        if self.teacher.template:
+            raise ValueError(
+                "teacher.template is not read: for now the teacher reads prompts as the student's "
+                "template renders them; set student.template"
+            )
+        if owned := _OWN_TEMPLATE_ARGUMENTS & self.student.template.keys():
+            raise ValueError(
+                f"student.template: {', '.join(sorted(owned))} is set by tutelage when it renders "
+                "a prompt; leave it out, and give only what the template itself asks for"
+            )
+        return self
 
     @model_validator(mode="after")
     def _combination_exists(self) -> "Config":

@@ -79,7 +79,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
     if kind == ".json":
         try:
             rows = json.loads(text) if text.strip() else []
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path} is not JSON: {error}") from None
         if not isinstance(rows, list):
             raise DataError(f"{path} holds one {type(rows).__name__}; a list of rows is needed")
@@ -89,7 +89,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
         if line.strip():
             try:
                 yield f"{path}, line {number}", json.loads(line)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"{path}, line {number} is not JSON: {error}") from None
 
 
@@ -123,11 +123,26 @@ def _prompt(row: Any, where: str, number: int) -> Prompt:
             raise DataError(f"{where} has an empty {column}")
     else:
         messages = _messages(value, f"{where}, {column}")
+    prompt_id, answer = _id(row, number), _answer(row)
+    roles = " ".join(turn.role for turn in messages)
+    contents = " ".join(turn.content for turn in messages)
+    for name, part in (
+        ("id", prompt_id),
+        ("answer", answer or ""),
+        (column, f"{text} {roles} {contents}"),
+    ):
+        try:
+            part.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"{where}: its {name} holds half a character (the lone surrogate "
+                f"{error.object[error.start]!a}), which no file or tokenizer can take; mend it"
+            ) from None
     return Prompt(
-        id=_id(row, number),
+        id=prompt_id,
         messages=messages,
         text=text,
-        answer=_answer(row),
+        answer=answer,
         metadata={k: v for k, v in row.items() if k not in (*_QUESTIONS, *_ANSWERS, "id")},
     )
 
@@ -157,6 +172,8 @@ def _answer(row: Mapping[str, Any]) -> str | None:
     if isinstance(nested, Mapping):
         candidates.append(cast(Mapping[str, Any], nested).get("ground_truth"))
     found = next((value for value in candidates if value is not None), None)
+    if isinstance(found, list | dict):
+        return json.dumps(found, ensure_ascii=False, default=str)
     return None if found is None else str(found)
 
 
@@ -198,7 +215,8 @@ def _from_reasoning_gym(source: str) -> list[Prompt]:
             options[key] = value
     try:
         dataset = reasoning_gym.create_dataset(name, **options)
-    except (TypeError, AssertionError, ValueError) as error:
+        entries = [dataset[i] for i in range(len(dataset))]
+    except Exception as error:  # generators trip over options in every way
         raise UsageError(f"{source}: reasoning-gym refuses these options: {error}") from None
     return [
         Prompt(
@@ -207,5 +225,5 @@ def _from_reasoning_gym(source: str) -> list[Prompt]:
             answer=None if entry["answer"] is None else str(entry["answer"]),
             metadata={"reasoning_gym": name, "entry": entry},
         )
-        for i, entry in enumerate(dataset[i] for i in range(len(dataset)))
+        for i, entry in enumerate(entries)
     ]

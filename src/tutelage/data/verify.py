@@ -1,5 +1,6 @@
 """Is a completion right? Answers are judged one at a time; None means it cannot be told."""
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -11,14 +12,15 @@ from tutelage.errors import DataError, MachineError, UsageError
 from tutelage.types import Prompt
 
 Verify = Callable[[Prompt, str], float | None]
-_NUMBER = re.compile(r"-?\d[\d,]*\.?\d*(?:[eE][-+]?\d+)?|-?\.\d+")
+# A minus right after a digit or a letter is no sign: `3-4`.
+_NUMBER = re.compile(r"(?:(?<![^\W_])-)?(?:\d[\d,]*\.?\d*(?:[eE][-+]?\d+)?|\.\d+)")
 
 
 def choose_verifier(data: c.DataConfig, prompts: Sequence[Prompt]) -> Verify | None:
     """The configured verifier; prompts of reasoning-gym bring their own.
 
     Raises:
-        DataError: a prompt lacks the answer that the verifier needs.
+        DataError: a prompt lacks the answer that the verifier needs, or it is no number.
         UsageError: a pattern that cannot be used, or reasoning_gym without its prompts.
     """
     settings = data.verifier
@@ -42,6 +44,9 @@ def choose_verifier(data: c.DataConfig, prompts: Sequence[Prompt]) -> Verify | N
             f"{len(prompts)} prompts have none (first: {missing[0]!r}); add `answer`, or leave "
             "data.verifier out"
         )
+    if isinstance(settings, c.Numeric):
+        for prompt in prompts:
+            _reference(prompt)
     return verify
 
 
@@ -70,19 +75,30 @@ def make_verifier(settings: c.Verifier) -> Verify:
 
 
 def _numeric(prompt: Prompt, text: str) -> float:
-    numbers = _NUMBER.findall(text)
+    numbers = _NUMBER.findall(_ascii_minus(text))
     if not numbers:
         return 0.0
-    try:
-        reference = float((prompt.answer or "").replace(",", ""))
-    except ValueError:
-        raise DataError(
-            f"prompt {prompt.id!r} has the answer {prompt.answer!r}, which is no number; "
-            "data.verifier numeric cannot judge it"
-        ) from None
+    reference = _reference(prompt)
     return float(
         abs(float(numbers[-1].replace(",", "")) - reference) <= 1e-6 * max(1, abs(reference))
     )
+
+
+def _reference(prompt: Prompt) -> float:
+    try:
+        reference = float(_ascii_minus(prompt.answer or "").replace(",", ""))
+    except ValueError:
+        reference = math.nan
+    if not math.isfinite(reference):
+        raise DataError(
+            f"prompt {prompt.id!r} has the answer {prompt.answer!r}, which is no number; "
+            "data.verifier numeric cannot judge it"
+        )
+    return reference
+
+
+def _ascii_minus(text: str) -> str:
+    return text.replace("\N{MINUS SIGN}", "-")
 
 
 def _pattern(compiled: re.Pattern[str], prompt: Prompt, text: str) -> float:

@@ -8,18 +8,7 @@ from typing import Any
 
 from tutelage.errors import UsageError
 
-_DTYPE_BYTES = {
-    "F64": 8,
-    "F32": 4,
-    "F16": 2,
-    "BF16": 2,
-    "I64": 8,
-    "I32": 4,
-    "I16": 2,
-    "I8": 1,
-    "U8": 1,
-    "BOOL": 1,
-}
+_WEIGHTS = "model*.safetensors"  # what transformers loads; optimizer states stand beside it
 
 
 @dataclass(frozen=True)
@@ -33,22 +22,42 @@ class ModelFolder:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """config.json."""
-        text = (self.path / "config.json").read_text(encoding="utf-8")
-        content: dict[str, Any] = json.loads(text)
+        """config.json; of a model of several modalities the part about text."""
+        content = self.read("config.json")
+        text = content.get("text_config")
+        return {**content, **text} if isinstance(text, dict) else content
+
+    def read(self, name: str) -> dict[str, Any]:
+        """A JSON object of the folder.
+
+        Raises:
+            UsageError: it is damaged.
+        """
+        file = self.path / name
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise UsageError(
+                f"{self.role} model: {file} is damaged ({error}); copy the model anew"
+            ) from None
+        if not isinstance(content, dict):
+            raise UsageError(
+                f"{self.role} model: {file} holds {type(content).__name__}, not an object"
+            )
         return content
 
     @cached_property
     def tensors(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every stored tensor, read from the safetensors headers."""
+        """Shape of every stored weight, read from the safetensors headers."""
         shapes: dict[str, tuple[int, ...]] = {}
-        for file in sorted(self.path.glob("*.safetensors")):
-            with file.open("rb") as stream:
-                size = int.from_bytes(stream.read(8), "little")
-                if not 2 <= size <= 100_000_000:
-                    raise UsageError(f"{self.role} weights {file} have no safetensors header")
-                header = json.loads(stream.read(size))
-            shapes |= {k: tuple(v["shape"]) for k, v in header.items() if k != "__metadata__"}
+        for file in sorted(self.path.glob(_WEIGHTS)):
+            try:
+                shapes |= _header_shapes(file)
+            except (OSError, ValueError, LookupError, TypeError, AttributeError):
+                raise UsageError(
+                    f"{self.role} model: {file} has no whole safetensors header, so it is "
+                    "damaged; copy the model anew"
+                ) from None
         return shapes
 
     @property
@@ -67,6 +76,25 @@ class ModelFolder:
         """Rows of the output head, padding included."""
         return int(self.config.get("vocab_size", 0))
 
+    @property
+    def width(self) -> int:
+        """Numbers in a hidden state."""
+        names = ("hidden_size", "n_embd", "d_model")
+        return next((int(self.config[name]) for name in names if self.config.get(name)), 0)
+
+
+def _header_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    with file.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        if not 2 <= size <= 100_000_000:
+            raise ValueError("no header")
+        header = json.loads(stream.read(size))
+    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    ends = [int(entry["data_offsets"][1]) for entry in tensors.values()]
+    if file.stat().st_size != 8 + size + max(ends, default=0):
+        raise ValueError("truncated")
+    return {name: tuple(entry["shape"]) for name, entry in tensors.items()}
+
 
 def open_folder(path: str, role: str) -> ModelFolder:
     """The model directory at `path`.
@@ -81,7 +109,7 @@ def open_folder(path: str, role: str) -> ModelFolder:
         )
     if not (folder / "config.json").is_file():
         raise UsageError(f"{role} model: {path} has no config.json, so it is not a saved model")
-    if not any(folder.glob("*.safetensors")):
+    if not any(folder.glob(_WEIGHTS)):
         pickles = [f.name for pattern in ("*.bin", "*.pt", "*.pth") for f in folder.glob(pattern)]
         if pickles:
             raise UsageError(
@@ -89,7 +117,7 @@ def open_folder(path: str, role: str) -> ModelFolder:
                 "code when loaded; convert them to safetensors first"
             )
         raise UsageError(
-            f"{role} model: {path} has no weights; a *.safetensors file must stand next to "
-            "config.json"
+            f"{role} model: {path} has no weights; model.safetensors, or its shards, must stand "
+            "next to config.json"
         )
     return ModelFolder(folder, role)

@@ -32,21 +32,25 @@ def require_same_tokens(student: PreTrainedTokenizerBase, teacher: PreTrainedTok
     )
 
 
-def require_context(model: LocalModel, role: str, longest_prompt: int, max_new_tokens: int) -> None:
+def require_context(
+    model: LocalModel,
+    role: str,
+    longest_prompt: int,
+    max_new_tokens: int,
+    setting: str = "max_new_tokens",
+) -> None:
     """Refuse prompts and completions that do not fit the model's context.
 
     Raises:
         UsageError: with the setting to lower.
     """
-    config: Any = model.model.config
-    context = getattr(config, "max_position_embeddings", None) or getattr(
-        config, "n_positions", None
-    )
+    config: Any = model.model.config.get_text_config()
+    names = ("max_position_embeddings", "n_positions", "max_seq_len")
+    context = next((size for name in names if (size := getattr(config, name, None))), None)
     if context is not None and longest_prompt + max_new_tokens > context:
         raise UsageError(
             f"the {role} reads {context} tokens, but the longest prompt has {longest_prompt} and "
-            f"rollout.max_new_tokens allows {max_new_tokens} more; lower rollout.max_new_tokens "
-            "or data.max_prompt_tokens"
+            f"{setting} allows {max_new_tokens} more; lower {setting} or data.max_prompt_tokens"
         )
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -42,6 +41,8 @@ class LocalModel:
     """Rollouts decoded at once."""
     policy_step: int = 0
     """Optimizer steps the weights have taken."""
+    ignored: tuple[str, ...] = ()
+    """Weights in its files that the architecture has no place for."""
 
     def __post_init__(self) -> None:
         self.vocabulary = self.vocabulary or head_rows(self.model)
@@ -144,15 +145,13 @@ def load_model(settings: ModelConfig, role: str) -> LocalModel:
     """The model at `settings.path`, from safetensors, never running code from its folder.
 
     Raises:
-        UsageError: no such directory, no weights, an architecture transformers lacks.
+        UsageError: no such directory, no weights, an architecture that cannot be decoded here.
         MachineError: a device that is not there.
     """
     folder = open_folder(settings.path, role)
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise MachineError(f"{role}.device is {device}, but torch sees no GPU; use device: cpu")
+    device = choose_device(settings.device, role)
+    if (folder.path / "generation_config.json").exists():
+        folder.read("generation_config.json")  # transformers would do without its stop ids
     try:
         with quiet_transformers():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -163,19 +162,53 @@ def load_model(settings: ModelConfig, role: str) -> LocalModel:
                 trust_remote_code=False,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # damaged files surface in every way
         raise UsageError(
             f"{role} model {settings.path} cannot be loaded: {_first_line(error)}"
         ) from None
     model, loading = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
+    taken = inspect.signature(model.forward).parameters
+    if lacking := [name for name in ("past_key_values", "logits_to_keep") if name not in taken]:
+        raise UsageError(
+            f"{role} model {settings.path} is a {type(model).__name__}, whose forward takes no "
+            f"{lacking[0]}; sampling here keeps the past in a cache of keys and values, so use an "
+            "attention model"
+        )
     if missing := sorted(loading["missing_keys"]):
         raise UsageError(
             f"{role} model {settings.path} lacks {len(missing)} weights (first: {missing[0]}); "
             "transformers would fill them with random numbers"
         )
     tokenizer = load_tokenizer(settings, role)
-    model.to(torch.device(device))  # type: ignore[arg-type]
-    return LocalModel(model=model.eval(), tokenizer=tokenizer)
+    model.to(device)  # type: ignore[arg-type]
+    ignored = tuple(sorted(loading["unexpected_keys"]))
+    return LocalModel(model=model.eval(), tokenizer=tokenizer, ignored=ignored)
+
+
+def choose_device(name: str, role: str) -> torch.device:
+    """The device of that name; `auto` takes a GPU where there is one.
+
+    Raises:
+        UsageError: no device is called so.
+        MachineError: it is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(
+            f"{role}.device {name!r} does not exist; use cpu, cuda, cuda:1 or auto"
+        ) from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise MachineError(f"{role}.device is {name}, but torch sees no GPU; use device: cpu")
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        raise MachineError(
+            f"{role}.device {name} cannot be used: {_first_line(error)}; use device: auto"
+        ) from None
+    return device
 
 
 def load_tokenizer(settings: ModelConfig, role: str) -> PreTrainedTokenizerBase:
@@ -193,7 +226,7 @@ def load_tokenizer(settings: ModelConfig, role: str) -> PreTrainedTokenizerBase:
                     folder.path, local_files_only=True, trust_remote_code=False
                 ),
             )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # damaged files surface in every way
         raise UsageError(
             f"{role} model: {settings.path} has no tokenizer that can be loaded "
             f"({_first_line(error)}); "

@@ -58,4 +58,5 @@ def _invert(weights: Float[Tensor, "B V"], uniform: Float[Tensor, "B"]) -> Int[T
     goal = uniform.to(total.dtype) * total
     # Rounding may lift the goal to the total itself, past the last likely token.
     goal = torch.minimum(goal, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, goal.unsqueeze(-1), right=True).squeeze(-1)
+    places = torch.searchsorted(cumulative, goal.unsqueeze(-1), right=True).squeeze(-1)
+    return places.clamp_max(weights.shape[-1] - 1)  # NaN weights have no such token

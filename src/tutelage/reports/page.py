@@ -7,10 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from tutelage.config import load_config
 from tutelage.reports.figures import Curve, curves
-from tutelage.runs.directory import open_run, read_lines, replace_text
+from tutelage.runs.directory import (
+    full_disk_told,
+    open_run,
+    read_json,
+    read_lines,
+    replace_text,
+)
 
 SHOWN_ROLLOUTS = 5
 
@@ -19,33 +24,35 @@ def write_report(runs: Sequence[str | Path]) -> Path:
     """Write `report.html` into the first run directory and return its path.
 
     Raises:
-        UsageError: a path that is no run directory.
+        UsageError: a path that is no run directory, or a damaged one.
     """
     stories = [read_story(Path(run)) for run in runs]
     path = Path(runs[0]) / "report.html"
-    replace_text(path, render_page(stories))
+    with full_disk_told(path):
+        replace_text(path, render_page(stories))
     return path
 
 
 def read_story(path: Path) -> dict[str, Any]:
     """What the page tells of one run."""
     run = open_run(path)
-    records = list(read_lines(run.metrics))
+    # A run that was stopped early has not written all of these.
+    records = list(read_lines(run.metrics)) if run.metrics.exists() else []
     check = run.path / "check.json"
     evaluations = [record for record in records if record["kind"] == "eval"]
-    config = (run.path / "config.yaml").read_text()
+    config = load_config(run.path / "config.yaml")
     return {
         "name": run.path.name,
-        "pair": _pair(config),
+        "pair": f"{Path(config.student.path).name} ← {Path(config.teacher.path).name}",
         "evaluations": evaluations,
         "training": [record for record in records if record["kind"] == "train"],
-        "looks": json.loads(check.read_text()) if check.exists() else [],
+        "looks": read_json(check) if check.exists() else [],
         "signals": [e for e in read_lines(run.events) if e["event"] == "signal"]
         if run.events.exists()
         else [],
         "rollouts": _before_and_after(run.path, evaluations),
-        "config": config,
-        "environment": json.loads((run.path / "environment.json").read_text()),
+        "config": (run.path / "config.yaml").read_text(encoding="utf-8"),
+        "environment": read_json(run.path / "environment.json"),
     }
 
 
@@ -57,7 +64,9 @@ def render_page(stories: Sequence[Mapping[str, Any]]) -> str:
     environment = Environment(
         loader=PackageLoader("tutelage.reports"), autoescape=True, undefined=StrictUndefined
     )
-    environment.filters["percent"] = lambda value: f"{100 * value:.1f} %"
+    # What was not measured is an empty cell.
+    environment.filters["percent"] = lambda v: "" if v is None else f"{100 * v:.1f} %"
+    environment.filters["decimals"] = lambda v, places: "" if v is None else f"{v:.{places}f}"
     figures: list[Curve] = curves(stories)
     library, drawing = get_plotlyjs(), environment.get_template("draw.js").render()
     return environment.get_template("page.html").render(
@@ -69,12 +78,6 @@ def render_page(stories: Sequence[Mapping[str, Any]]) -> str:
         drawing=drawing,
         script_hashes=" ".join(_hash(script) for script in (library, drawing)),
     )
-
-
-def _pair(config: str) -> str:
-    models: dict[str, Any] = yaml.safe_load(config)
-    student, teacher = (Path(models[role]["path"]).name for role in ("student", "teacher"))
-    return f"{student} ← {teacher}"
 
 
 def _before_and_after(path: Path, evaluations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 `step-N/` holds the student as transformers saves it, `optimizer.safetensors`,
 `state.json` and `MANIFEST.json`. The directory is filled under a temporary name
 and renamed when all of it is on disk, so a kill leaves the old checkpoints.
+A damaged one is set aside as `damaged.step-N`, where it never counts.
 """
 
 import hashlib
@@ -10,8 +11,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -71,30 +73,43 @@ def save_checkpoint(
         _sync(path)
     replace_text(temporary / MANIFEST, to_json(manifest))
     _sync(temporary)
-    shutil.rmtree(final, ignore_errors=True)
+    old = root / f"old.{final.name}"
+    if final.exists():
+        final.rename(old)
     temporary.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
     _sync(root)
     return final
 
 
-def newest_checkpoint(root: Path) -> tuple[Checkpoint, list[str]]:
-    """The newest valid checkpoint, and what was skipped and why.
+def newest_checkpoint(root: Path) -> tuple[Checkpoint, dict[str, str]]:
+    """The newest valid checkpoint, and why newer ones were skipped, by their names.
 
     Raises:
         CheckpointError: there is none.
     """
-    skipped: list[str] = []
-    found = sorted(_steps(root).items(), reverse=True)
-    for step, path in found:
+    skipped: dict[str, str] = {}
+    for old in root.glob("old.step-*"):  # a kill came between the two renames of a save
+        if not (final := root / old.name.removeprefix("old.")).exists():
+            old.rename(final)
+    for step, path in sorted(saved_steps(root).items(), reverse=True):
         fault = _fault(path)
         if fault is None:
             state = json.loads((path / "state.json").read_text())
             return Checkpoint(path, step, state["loop"]), skipped
-        skipped.append(f"{path.name}: {fault}")
-    reasons = "; ".join(skipped) if skipped else "no step-N directory is there"
+        skipped[path.name] = fault
+    faults = [f"{name}: {fault}" for name, fault in skipped.items()]
+    reasons = "; ".join(faults) or "no step-N directory is there"
     raise CheckpointError(
         f"no valid checkpoint in {root} ({reasons}); start again with --overwrite"
     )
+
+
+def set_aside(root: Path, names: Iterable[str]) -> None:
+    """Rename damaged checkpoints, so that their higher numbers do not outlive good ones."""
+    for name in names:
+        shutil.rmtree(root / f"damaged.{name}", ignore_errors=True)
+        (root / name).rename(root / f"damaged.{name}")
 
 
 def restore_optimizer(checkpoint: Checkpoint, optimizer: torch.optim.Optimizer) -> None:
@@ -110,13 +125,14 @@ def restore_optimizer(checkpoint: Checkpoint, optimizer: torch.optim.Optimizer) 
 
 def prune(root: Path, keep: int, protected: Sequence[int] = ()) -> None:
     """Remove all but the `keep` newest checkpoints and the protected steps."""
-    steps = sorted(_steps(root), reverse=True)
+    steps = sorted(saved_steps(root), reverse=True)
     for step in steps[keep:]:
         if step not in protected:
             shutil.rmtree(root / f"step-{step}")
 
 
-def _steps(root: Path) -> dict[int, Path]:
+def saved_steps(root: Path) -> dict[int, Path]:
+    """The checkpoints under `root` by their step, good or damaged."""
     if not root.is_dir():
         return {}
     matches = ((re.fullmatch(r"step-(\d+)", p.name), p) for p in root.iterdir() if p.is_dir())
@@ -127,15 +143,19 @@ def _fault(path: Path) -> str | None:
     """Why a checkpoint cannot be trusted; None if it can."""
     try:
         files = json.loads((path / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError):
+        entries = {name: (entry["size"], entry["blake2b"]) for name, entry in files.items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return "its manifest is missing or damaged, so it was never finished"
-    for name, entry in files.items():
+    for needed in ("state.json", "optimizer.safetensors", "model*.safetensors"):
+        if not any(fnmatch(name, needed) for name in entries):
+            return f"its manifest lists no {needed}"
+    for name, (size, digest) in entries.items():
         file = path / name
         if not file.is_file():
             return f"{name} is missing"
-        if file.stat().st_size != entry["size"]:
-            return f"{name} has {file.stat().st_size} bytes, not {entry['size']}"
-        if _digest(file) != entry["blake2b"]:
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes, not {size}"
+        if _digest(file) != digest:
             return f"{name} does not match its hash"
     return None
 

@@ -1,5 +1,6 @@
 """The run directory: JSON lines are the source of truth."""
 
+import errno
 import json
 import math
 import os
@@ -7,12 +8,13 @@ import platform
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from tutelage.errors import DataError, UsageError
+from tutelage.errors import DataError, MachineError, UsageError
 
 _PACKAGES = ("tutelage", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pydantic")
 
@@ -52,6 +54,11 @@ class Run:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(path, "".join(to_json(record) + "\n" for record in records))
         return path
+
+    def cut_torn_lines(self) -> None:
+        """Drop what a kill left unfinished, before anything is appended to it."""
+        for path in self.path.glob("*.jsonl"):
+            cut_torn_line(path)
 
     def truncate_after(self, step: int) -> int:
         """Drop metric records of later steps, so that a resumed run writes them once."""
@@ -94,10 +101,11 @@ def create_run(path: str | Path, *, overwrite: bool = False) -> Run:
     """
     run = reserve_run(path, overwrite=overwrite)
     try:
-        if run.path.exists():
-            shutil.rmtree(run.path)
-        run.path.mkdir(parents=True)
-        run.path.chmod(0o700)
+        with full_disk_told(run.path):
+            if run.path.exists():
+                shutil.rmtree(run.path)
+            run.path.mkdir(parents=True)
+            run.path.chmod(0o700)
     except OSError as error:
         raise UsageError(f"run directory {run.path} cannot be made: {error.strerror}") from None
     return run
@@ -137,12 +145,17 @@ def to_json(record: Mapping[str, Any]) -> str:
 
 
 def finite(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record without undefined numbers: undefined is absent."""
+    """The record without undefined numbers: undefined is absent, and null inside a list."""
     return {
-        key: value
+        key: [defined(item) for item in value] if isinstance(value, list) else value
         for key, value in record.items()
-        if not (isinstance(value, float) and not math.isfinite(value)) and value is not None
+        if defined(value) is not None
     }
+
+
+def defined(value: Any) -> Any:
+    """The value, or None for a number that JSON does not have."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def append_line(path: Path, record: Mapping[str, Any]) -> None:
@@ -165,6 +178,48 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
             except ValueError as error:
                 raise DataError(f"{path}, line {number} is damaged: {error}") from None
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file of a run directory.
+
+    Raises:
+        UsageError: it is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path} cannot be read ({error}); the run directory is damaged") from None
+
+
+def cut_torn_line(path: Path) -> None:
+    """Cut off an unterminated last line: whoever wrote it was killed."""
+    with path.open("rb+") as stream:
+        content = stream.read()
+        whole = content.rfind(b"\n") + 1
+        if whole != len(content):
+            stream.truncate(whole)
+
+
+@contextmanager
+def full_disk_told(path: str | Path) -> Iterator[None]:
+    """Inside, a full disk is an error that names `path`.
+
+    Raises:
+        MachineError: there is no space left.
+    """
+    try:
+        yield
+    except Exception as error:  # safetensors and tokenizers wrap the system's error in their own
+        codes = (errno.ENOSPC, errno.EDQUOT)
+        if getattr(error, "errno", None) not in codes and not any(
+            f"(os error {code})" in str(error) for code in codes
+        ):
+            raise
+        raise MachineError(
+            f"the disk of {path} is full; free some space. What was saved before is whole, and a "
+            "run continues with --resume"
+        ) from None
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -6,7 +6,10 @@ from types import FrameType
 
 
 class Interrupts:
-    """While entered, SIGTERM and SIGUSR1 ask for a stop; `requested` names the signal."""
+    """While entered, signals ask for a stop; `requested` names the first one.
+
+    A Ctrl-C after the first request does not wait: it raises KeyboardInterrupt.
+    """
 
     def __init__(self) -> None:
         self.requested: str | None = None
@@ -14,8 +17,10 @@ class Interrupts:
 
     def __enter__(self) -> "Interrupts":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGUSR1):
-                self._previous[number] = signal.signal(number, self._note)
+            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+                # A shell starts background jobs with SIGINT ignored, and means it.
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -23,4 +28,6 @@ class Interrupts:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.requested = signal.Signals(number).name
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = self.requested or signal.Signals(number).name

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.errors import DataError
-from tutelage.runs.directory import append_line, read_lines
+from tutelage.runs.directory import append_line, cut_torn_line, read_lines
 
 
 class Ledger:
@@ -19,7 +19,7 @@ class Ledger:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-        _cut_torn_line(path)
+        cut_torn_line(path)
         self._done: dict[str, dict[str, Any]] = {}
         for record in read_lines(path):
             if not isinstance(record, dict) or "unit" not in record:
@@ -46,11 +46,3 @@ class Ledger:
         line = {"unit": unit, **result}
         append_line(self.path, line)
         self._done[unit] = line
-
-
-def _cut_torn_line(path: Path) -> None:
-    with path.open("rb+") as stream:
-        content = stream.read()
-        whole = content.rfind(b"\n") + 1
-        if whole != len(content):
-            stream.truncate(whole)
