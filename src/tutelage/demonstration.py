@@ -9,6 +9,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
 from tutelage.config import (
     Config,
     DataConfig,
@@ -27,8 +29,9 @@ from tutelage.errors import UsageError
 from tutelage.evaluation import evaluate
 from tutelage.lab.embedded import EMBEDDED_SPEC, VERIFIER, model_path
 from tutelage.models.local import load_model
-from tutelage.ops.intervals import gap_recovery
+from tutelage.ops.intervals import bootstrap_interval, gap_recovery
 from tutelage.reports.page import write_report
+from tutelage.runs.directory import read_lines
 from tutelage.training import Observer, train
 from tutelage.types import Prompt, SamplingParams
 
@@ -65,10 +68,10 @@ def demo(
     folder = _new_folder(output, seed)
     config = demo_config(folder, seed)
     held_out = EMBEDDED_SPEC.task.eval_prompts(HELD_OUT)
-    _write_prompts(
+    write_prompts(
         folder / "prompts.jsonl", EMBEDDED_SPEC.task.train_prompts(STEPS * PROMPTS_PER_STEP, seed)
     )
-    _write_prompts(folder / "held_out.jsonl", held_out)
+    write_prompts(folder / "held_out.jsonl", held_out)
     (folder / "run.yaml").write_text(dump_config(config))
 
     looks = look_at_teachers(held_out[:: HELD_OUT // LOOK_PROMPTS], seed)
@@ -77,7 +80,9 @@ def demo(
     result = train(config, observer=observer)
     (result.run / "check.json").write_text(json.dumps([look.to_dict() for look in looks], indent=1))
     before, after = result.first, result.last
-    teacher = teacher_accuracy(held_out, seed)
+    teacher_rewards = judge_teacher(held_out, seed)
+    teacher = fmean(teacher_rewards)
+    rewards = [question_rewards(result.run, record["step"]) for record in (before, after)]
     report = write_report([result.run])
     summary: dict[str, Any] = {
         "accuracy_before": before["accuracy"],
@@ -86,6 +91,10 @@ def demo(
         "accuracy_after_interval": [after["accuracy/low"], after["accuracy/high"]],
         "teacher_accuracy": teacher,
         "gap_recovery": gap_recovery(before["accuracy"], after["accuracy"], teacher),
+        "gap_recovery_interval": bootstrap_interval(
+            [np.array(column) for column in (*rewards, teacher_rewards)],
+            lambda *columns: gap_recovery(*(float(column.mean()) for column in columns)),
+        ),
         "overlap_mass_student_before": before["overlap/mass_student"],
         "overlap_mass_student_after": after["overlap/mass_student"],
         "reverse_kl_before": before["kl/reverse"],
@@ -130,13 +139,18 @@ def look_at_teachers(
     return first_look(student, loaded, rendered, make_verifier(VERIFIER), params, seed=seed)
 
 
-def teacher_accuracy(prompts: Sequence[Prompt], seed: int) -> float:
-    """Accuracy of the compatible teacher on the evaluation's problems and draws."""
+def question_rewards(run: Path, step: int) -> list[float]:
+    """Accuracy of each held-out question at an evaluation."""
+    return [row["accuracy"] for row in read_lines(run / "eval" / f"step-{step}.jsonl")]
+
+
+def judge_teacher(prompts: Sequence[Prompt], seed: int) -> list[float]:
+    """Accuracy of the compatible teacher on each of the evaluation's problems, with its draws."""
     teacher = load_model(ModelConfig(path=str(model_path("compatible"))), "teacher")
     rendered, _ = render(prompts, teacher.tokenizer, {}, 1024)
     params = SamplingParams(max_new_tokens=MAX_NEW_TOKENS)
     evaluation = evaluate(teacher, rendered, make_verifier(VERIFIER), params, seed=seed, step=-1)
-    return fmean(evaluation.accuracies)
+    return evaluation.accuracies
 
 
 def _new_folder(output: str | Path | None, seed: int) -> Path:
@@ -151,7 +165,8 @@ def _new_folder(output: str | Path | None, seed: int) -> Path:
     return folder
 
 
-def _write_prompts(path: Path, prompts: Sequence[Prompt]) -> None:
+def write_prompts(path: Path, prompts: Sequence[Prompt]) -> None:
+    """Chat prompts as the rows of a .jsonl file."""
     rows = (
         {
             "id": prompt.id,

@@ -21,6 +21,7 @@ TokenTable = dict[str, Tensor]
 Record = dict[str, Any]
 
 POSITION_BINS = 32
+NEAR_TIE = 1e-4  # nats; engines agree to about this
 CHUNK = 1024  # the paper's unit of depth, in tokens
 
 
@@ -31,7 +32,8 @@ def overlap_k(k: int, vocabulary: int) -> int:
 
 def token_statistics(student: Tensor, teacher: Tensor, sampled: Tensor, k: int) -> TokenTable:
     """What can be said of N states from both full distributions [N, V]; all values [N]."""
-    student_ids, teacher_ids = top_k_ids(student, k), top_k_ids(teacher, k)
+    student_ids, student_tie = _top_k(student, k)
+    teacher_ids, teacher_tie = _top_k(teacher, k)
     common = overlap.shared(student_ids, teacher_ids)
     p, q = student.gather(-1, student_ids), teacher.gather(-1, student_ids)
     pooled, pairs = overlap.overlap_advantage_unnormalised(p, q, common)
@@ -46,6 +48,7 @@ def token_statistics(student: Tensor, teacher: Tensor, sampled: Tensor, k: int) 
         "overlap/mass_student": overlap.shared_mass(p, common),
         "overlap/mass_teacher": overlap.shared_mass(q, common),
         "overlap/empty_fraction": (~common.any(-1)).float(),
+        "overlap/near_ties": (student_tie | teacher_tie).float(),
         "entropy/student": entropy_student,
         "entropy/teacher": entropy_teacher,
         "entropy/gap": (entropy_teacher - entropy_student).abs(),
@@ -56,6 +59,13 @@ def token_statistics(student: Tensor, teacher: Tensor, sampled: Tensor, k: int) 
         "student_logprob": student_logprob,
         "teacher_logprob": teacher_logprob,
     }
+
+
+def _top_k(logprobs_: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Ids [N, k], and whether the next one is so near that another code path may swap them [N]."""
+    ids = top_k_ids(logprobs_, min(k + 1, logprobs_.shape[-1]))
+    values = logprobs_.gather(-1, ids)
+    return ids[:, :k], (values[:, k - 1] - values[:, -1] < NEAR_TIE) & (ids.shape[-1] > k)
 
 
 def divergence_monitors(student: Tensor, teacher: Tensor) -> TokenTable:

@@ -243,11 +243,23 @@ def _full_gradient(
         gradient = logp - logq
         value = torch.linalg.vecdot(p, gradient)
         gradient = gradient.sub_(value.unsqueeze(-1)).mul_(p)
+    elif isinstance(objective.divergence, c.JSD):  # one mixture serves value and reward
+        value, gradient = _jsd_gradient(p, logp, logq, objective.divergence.beta)
     else:
         value = d.total(pointwise.terms(logp, logq))
         gradient = pointwise.reward(logp, logq)
         gradient = (torch.linalg.vecdot(p, gradient).unsqueeze(-1) - gradient).mul_(p)
     return LossOutput(value, {}), gradient.mul_(coefficients.unsqueeze(-1).to(gradient))
+
+
+def _jsd_gradient(p: Tensor, logp: Tensor, logq: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    q = logq.exp()
+    log_m = torch.lerp(p, q, beta).clamp_min_(torch.finfo(p.dtype).tiny).log_()
+    ratio = log_m - logp
+    student = -torch.linalg.vecdot(p, ratio)
+    teacher = -torch.linalg.vecdot(q, log_m.sub_(logq))
+    gradient = ratio.add_(student.unsqueeze(-1)).mul_(p).mul_(beta - 1)
+    return beta * teacher + (1 - beta) * student, gradient
 
 
 def _at_token(

@@ -47,6 +47,9 @@ def test_the_demo_distils_the_student(demo_run):
         summary["teacher_accuracy"] - summary["accuracy_before"]
     )
     assert summary["gap_recovery"] == pytest.approx(recovered)
+    low, high = summary["gap_recovery_interval"]
+    assert low <= summary["gap_recovery"] <= high
+    assert high - low < 0.1
     assert summary["verdicts"] == {"compatible": "promising", "incompatible": "incompatible"}
 
 

@@ -344,11 +344,12 @@ def test_bucketed_divergence_lies_between_zero_and_the_full_one(divergence, supp
     assert (bucket.losses <= full.losses + 1e-12).all()
 
 
-@pytest.mark.parametrize("divergence", DIVERGENCES, ids=name)
-@pytest.mark.parametrize("tail", [*TAILS, c.ReferenceCode()], ids=name)
+@pytest.mark.parametrize(
+    ("divergence", "tail"),
+    [*itertools.product(DIVERGENCES, TAILS), (c.ReverseKL(), c.ReferenceCode())],
+    ids=name,
+)
 def test_equal_models_have_no_loss_and_no_gradient(divergence, tail):
-    if isinstance(tail, c.ReferenceCode) and not isinstance(divergence, c.ReverseKL):
-        pytest.skip("reference_code is a reverse KL")
     z, _ = states()
     output, gradient = package(c.TopK(k=3, divergence=divergence, tail=tail), z, z)
     assert output.losses.detach().abs().max() < 1e-12

@@ -78,6 +78,14 @@ def test_a_model_overlaps_with_itself_exactly_even_with_ties():
     assert record["kl/reverse"] == 0.0
 
 
+def test_near_ties_at_the_boundary_are_counted():
+    p = torch.tensor([[0.5, 0.3, 0.1, 0.1], [0.5, 0.3, 0.15, 0.05]]).log()
+    table = metrics.token_statistics(p, p, torch.tensor([0, 0]), 3)
+    assert table["overlap/near_ties"].tolist() == [1, 0]
+    table = metrics.token_statistics(p, p, torch.tensor([0, 0]), 4)
+    assert table["overlap/near_ties"].tolist() == [0, 0]  # nothing lies beyond the whole vocabulary
+
+
 def test_ties_go_to_the_lower_id():
     scores = torch.tensor([[1.0, 3.0, 2.0, 2.0, 2.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
     assert [sorted(row) for row in top_k_ids(scores, 3).tolist()] == [[1, 2, 3], [0, 1, 2]]
