@@ -9,7 +9,7 @@ from tutelage.models.checkpoints import open_folder
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # As ops.projection cuts them (this module does without torch): logits of so many numbers at once.
 CHUNK_ELEMENTS = 2**24
-_BUFFERS = 9  # tensors of a chunk's size that live at once, counted with a mixture divergence
+_BUFFERS = 9  # tensors of a chunk's size that live at once: 7, and more with a mixture divergence
 
 
 @dataclass(frozen=True, kw_only=True)
