@@ -32,7 +32,8 @@ from tutelage.models.local import load_model
 from tutelage.ops.intervals import bootstrap_interval, gap_recovery
 from tutelage.reports.page import write_report
 from tutelage.runs.directory import read_lines
-from tutelage.training import Observer, train
+from tutelage.trainer import Observer
+from tutelage.training import train
 from tutelage.types import Prompt, SamplingParams
 
 TEACHERS = ("compatible", "incompatible")

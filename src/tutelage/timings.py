@@ -1,5 +1,7 @@
 """Seconds by phase."""
 
+import resource
+import sys
 import time
 
 import torch
@@ -14,6 +16,20 @@ class Timings:
     def __call__(self, phase: str) -> "_Phase":
         """Add what runs inside to a phase."""
         return _Phase(self.seconds, phase)
+
+
+def performance(timings: Timings, tokens: int, padding: float) -> dict[str, float]:
+    """perf/* of a step that scored `tokens` tokens."""
+    record: dict[str, float] = {f"perf/{phase}_s": s for phase, s in timings.seconds.items()}
+    record["perf/step_s"] = sum(timings.seconds.values())
+    for phase in ("rollout", "score", "update"):
+        if timings.seconds.get(phase):
+            record[f"perf/{phase}_tokens_per_s"] = tokens / timings.seconds[phase]
+    record["perf/padding"] = padding
+    # ru_maxrss is in kilobytes on Linux and in bytes on macOS.
+    scale = 1 if sys.platform == "darwin" else 1024
+    record["perf/peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+    return record
 
 
 class _Phase:

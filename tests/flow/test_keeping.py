@@ -18,7 +18,8 @@ from tutelage.reports.page import write_report
 from tutelage.runs import checkpoints
 from tutelage.runs.checkpoints import newest_checkpoint, saved_steps
 from tutelage.runs.rollouts import rollout_from_json, rollout_to_json
-from tutelage.training import Trainer, train
+from tutelage.trainer import Trainer
+from tutelage.training import run_steps, train
 
 
 class Killed(Exception):
@@ -118,7 +119,7 @@ def test_a_step_is_saved_once(settings, monkeypatch):
     saved = []
     save = checkpoints.save_checkpoint
     monkeypatch.setattr(
-        "tutelage.training.save_checkpoint", lambda *a: saved.append(a[1]) or save(*a)
+        "tutelage.trainer.save_checkpoint", lambda *a: saved.append(a[1]) or save(*a)
     )
     train(settings())
     assert saved == [2, 4]
@@ -154,7 +155,7 @@ def run_loop(trainer):
     from tutelage.runs.interrupts import Interrupts
 
     with torch.no_grad(), Interrupts() as interrupts, torch.enable_grad():
-        return trainer.loop(interrupts)
+        return run_steps(trainer, interrupts)
 
 
 def test_weights_that_are_not_finite_are_never_saved(settings):
@@ -340,7 +341,7 @@ def test_a_full_disk_while_logging_is_said_too(settings, monkeypatch):
     def full(path, record):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("tutelage.training.append_line", full)
+    monkeypatch.setattr("tutelage.trainer.append_line", full)
     with pytest.raises(MachineError, match="is full"):
         train(settings())
 

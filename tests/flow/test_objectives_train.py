@@ -9,7 +9,8 @@ from helpers import read_jsonl, sums, write_jsonl
 from tutelage.cli import main
 from tutelage.config import parse_config, preset_names
 from tutelage.errors import UsageError
-from tutelage.training import Trainer, train
+from tutelage.trainer import Trainer
+from tutelage.training import train
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from tutelage.credit import token_shares
 from tutelage.errors import CheckpointError, GuardStop, UsageError
 from tutelage.gradient import accumulate
 from tutelage.runs.checkpoints import newest_checkpoint
-from tutelage.training import Trainer, learning_rate, train
+from tutelage.trainer import Trainer, learning_rate
+from tutelage.training import train
 
 
 def trainer_for(config: Config) -> Trainer:

@@ -1,0 +1,558 @@
+"""The state of a run, and the stages of its step."""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tutelage import signals
+from tutelage.config import (
+    AnnealSchedule,
+    Config,
+    OptimizerConfig,
+    PassRatePrompt,
+    RetireSchedule,
+    TeacherGatePrompt,
+    UniformPrompt,
+    dump_config,
+    load_config,
+)
+from tutelage.credit import pass_rate_weights
+from tutelage.errors import GuardStop, Interrupted, Preempted, UsageError
+from tutelage.evaluation import evaluate, write_questions
+from tutelage.gradient import accumulate, measure
+from tutelage.metrics import (
+    Record,
+    TokenTable,
+    overlap_k,
+    summarise_positions,
+    summarise_rollouts,
+    summarise_tokens,
+    token_scores,
+)
+from tutelage.ops.sampling import uniforms
+from tutelage.ops.weights import mean_one
+from tutelage.runs.checkpoints import (
+    Checkpoint,
+    newest_checkpoint,
+    prune,
+    restore_optimizer,
+    save_checkpoint,
+    saved_steps,
+    set_aside,
+)
+from tutelage.runs.directory import (
+    Run,
+    append_line,
+    create_run,
+    environment,
+    finite,
+    open_run,
+    read_json,
+    read_lines,
+    replace_text,
+    reserve_run,
+    to_json,
+)
+from tutelage.runs.interrupts import Interrupts
+from tutelage.runs.rollouts import rollout_from_json, rollout_to_json
+from tutelage.session import Session, prepare
+from tutelage.timings import Timings, performance
+from tutelage.types import RenderedPrompt, Rollout, SamplingParams
+
+Observer = Callable[[Record], None]
+CHANGEABLE_ON_RESUME = {"run.steps", "run.max_hours", "run.dir"}
+# Steps that no training step has, so that evaluation never shares its draws.
+EVALUATION_STEP = -1
+
+
+class Trainer:
+    """Everything a run knows; `training.py` tells in which order the stages follow."""
+
+    def __init__(self, config: Config, run: Run, session: Session, observer: Observer) -> None:
+        self.config, self.run, self.observer = config, run, observer
+        self.models, self.session = session.models, session
+        self.optimizer = torch.optim.AdamW(
+            self.models.student.model.parameters(),
+            lr=config.optimizer.lr,
+            betas=config.optimizer.betas,
+            weight_decay=config.optimizer.weight_decay,
+        )
+        self.overlap_k = overlap_k(config.run.metrics_k, self.models.student.vocabulary)
+        judged = "accuracy" if session.verify else "reverse_kl"
+        self.metric = config.evaluation.metric or judged
+        self.step = 0
+        self.timings = Timings()
+        self.started = time.monotonic()
+        self.best_step, self.best_value, self.evaluations_since_best = 0, -math.inf, 0
+        self.steps: list[Record] = []
+        self.evaluations: dict[int, Record] = {}
+        self.teacher_accuracy: float | None = None
+        self.warned: set[str] = set()
+        self.pending: list[list[Rollout]] = []
+        self.saved: int | None = None
+
+    @classmethod
+    def start(cls, config: Config, observer: Observer, overwrite: bool = False) -> "Trainer":
+        """A new run; its directory is made only once everything fits together."""
+        run = reserve_run(config.run.dir, overwrite=overwrite)
+        trainer = cls(config, run, prepare(config), observer)
+        create_run(run.path, overwrite=overwrite)
+        replace_text(run.path / "config.yaml", dump_config(config))
+        replace_text(run.path / "environment.json", to_json(environment()))
+        replace_text(run.path / "data.json", to_json(trainer.session.digests()))
+        for note in trainer.session.notes:
+            run.log_event(**note)
+        trainer.tell_notes()
+        return trainer
+
+    @classmethod
+    def resume(cls, config: Config, observer: Observer) -> "Trainer":
+        """The run in `run.dir`, as its newest valid checkpoint left it."""
+        run = open_run(config.run.dir)
+        if changes := _changes(run, config):
+            raise UsageError(
+                "--resume continues a run with the settings it began with, but "
+                + "; ".join(changes)
+                + f". Only {', '.join(sorted(CHANGEABLE_ON_RESUME))} may change"
+            )
+        checkpoint, skipped = newest_checkpoint(run.checkpoints)
+        session = prepare(config, str(checkpoint.path))
+        _require_same_prompts(run, config, session)
+        trainer = cls(config, run, session, observer)
+        trainer.restore(checkpoint, skipped)
+        trainer.tell_notes()
+        return trainer
+
+    def tell_notes(self) -> None:
+        """Show what was noticed when models and prompts were put together."""
+        for note in self.session.notes:
+            self.observer({**note, "kind": "note"})
+
+    # --- the stages of a step ----------------------------------------------------------------
+
+    def next_rollouts(self) -> list[Rollout]:
+        """The rollouts to train on: sampled now, or `delay_steps` ago."""
+        self.timings = Timings()
+        last = self.step + self.config.rollout.delay_steps
+        for step in range(self.step + len(self.pending), last + 1):
+            self.pending.append(self.judge(self.sample(self.prompts_of(step), step)))
+        return self.pending.pop(0)
+
+    def prompts_of(self, step: int) -> list[RenderedPrompt]:
+        """The prompts of a step: every epoch walks them all in an order of its own."""
+        prompts, count = self.session.prompts, self.config.rollout.prompts_per_step
+        epoch, place = divmod(step, len(prompts) // count)
+        order = np.random.default_rng([self.config.run.seed, epoch]).permutation(len(prompts))
+        return [prompts[i] for i in order[place * count : (place + 1) * count]]
+
+    def sample(self, prompts: Sequence[RenderedPrompt], step: int) -> list[Rollout]:
+        """Rollouts at the current weights; the student draws its share, the teacher the rest."""
+        settings, seed = self.config.rollout, self.config.run.seed
+        params = SamplingParams(
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            top_k=settings.top_k,
+        )
+
+        def students(prompt_id: str, index: int) -> bool:
+            draw = uniforms(1, seed, step, prompt_id, index, "source")[0]
+            return bool(draw < settings.student_share)
+
+        key: dict[str, Any] = {"group_size": settings.group_size, "seed": seed, "step": step}
+        with self.timings("rollout"):
+            if settings.student_share == 1:
+                return self.models.student.sample(prompts, params, **key)
+            own = self.models.student.sample(prompts, params, **key, only=students)
+            others = self.models.teacher.sample(
+                prompts, params, **key, only=lambda *sample: not students(*sample)
+            )
+        place = {prompt.prompt.id: i for i, prompt in enumerate(prompts)}
+        drawn = own + [replace(rollout, source="teacher") for rollout in others]
+        return sorted(drawn, key=lambda r: (place[r.prompt.id], r.index))
+
+    def judge(self, rollouts: list[Rollout]) -> list[Rollout]:
+        """The rollouts with their rewards, where answers are verified."""
+        verify = self.session.verify
+        if verify is None:
+            return rollouts
+        with self.timings("verify"):
+            return [replace(r, reward=verify(r.prompt, r.text)) for r in rollouts]
+
+    def update(self, rollouts: Sequence[Rollout]) -> None:
+        """One optimizer step on all rollouts, and its record."""
+        settings, student = self.config.optimizer, self.models.student
+        lr = learning_rate(settings, self.step, self.config.run.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        result = accumulate(
+            self.models,
+            self.config.objective,
+            rollouts,
+            micro_batch_size=settings.micro_batch_size,
+            aggregation=settings.aggregation,
+            overlap_k=self.overlap_k,
+            prompt_weights=self.prompt_weights(rollouts),
+            teacher_share=self.teacher_share(),
+            timings=self.timings,
+        )
+        with self.timings("optimizer"):
+            norm = torch.nn.utils.clip_grad_norm_(
+                student.model.parameters(), settings.grad_clip
+            ).item()
+            applied = math.isfinite(norm) and math.isfinite(result.loss)
+            if applied:
+                self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        student.policy_step = self.step
+        record: Record = {"kind": "train", "step": self.step, "applied": applied, "lr": lr}
+        record |= finite({"loss": result.loss, "grad_norm": norm})
+        record |= finite(summarise_tokens(result.table))
+        record |= finite(summarise_rollouts(rollouts, result.table, result.rows))
+        record["rollout/age"] = fmean(self.step - 1 - r.policy_step for r in rollouts)
+        record |= performance(self.timings, record["tokens"], result.padding)
+        self.log(record)
+        longest = self.config.rollout.max_new_tokens
+        series = summarise_positions(result.table, result.positions, longest)
+        told = {
+            key: finite(part) if isinstance(part, dict) else part for key, part in series.items()
+        }
+        append_line(self.run.path / "positions.jsonl", {"step": self.step, **told})
+
+    def prompt_weights(self, rollouts: Sequence[Rollout]) -> Tensor | None:
+        """Weight of each rollout's prompt; None where all count the same."""
+        match self.config.objective.prompt_weight:
+            case UniformPrompt():
+                return None
+            case PassRatePrompt():
+                return pass_rate_weights(rollouts)
+            case TeacherGatePrompt(samples=samples, threshold=threshold):
+                rates = self.teacher_pass_rates(rollouts, samples)
+                is_open = [float(rates[r.prompt.id] >= threshold) for r in rollouts]
+                return mean_one(torch.tensor(is_open, dtype=torch.float64))
+
+    def teacher_pass_rates(self, rollouts: Sequence[Rollout], samples: int) -> dict[str, float]:
+        """How often the teacher itself solves each of the step's prompts."""
+        prompts = {r.prompt.id: RenderedPrompt(prompt=r.prompt, ids=r.prompt_ids) for r in rollouts}
+        params = SamplingParams(
+            max_new_tokens=self.config.rollout.max_new_tokens,
+            temperature=self.config.rollout.temperature,
+        )
+        with self.timings("teacher_gate"):
+            result = evaluate(
+                self.models.teacher,
+                list(prompts.values()),
+                self.session.verify,
+                params,
+                samples=samples,
+                seed=self.config.run.seed,
+                step=self.step,
+            )
+        return {q.rollouts[0].prompt.id: q.accuracy or 0.0 for q in result.questions}
+
+    def teacher_share(self) -> float:
+        """What the reward's schedule leaves of the teacher's term at this step."""
+        reward = self.config.objective.reward
+        match reward.schedule if reward is not None else None:
+            case AnnealSchedule(start=start, end=end):
+                return 1 - min(1.0, max(0.0, (self.step - start) / (end - start)))
+            case RetireSchedule(fraction=fraction, patience=patience):
+                if self.teacher_accuracy is None:
+                    self.teacher_accuracy = self.measure_teacher()
+                done = signals.retired(
+                    list(self.evaluations.values()), self.teacher_accuracy, fraction, patience
+                )
+                return 0.0 if done else 1.0
+            case _:
+                return 1.0
+
+    def watch(self) -> None:
+        """Guards on what was recorded; a warning is given once.
+
+        Raises:
+            GuardStop: a guard that ends the run.
+        """
+        guards = self.config.guards
+        noticed = (
+            signals.non_finite(self.steps, guards.non_finite_limit),
+            signals.truncation(self.steps, guards.truncated, guards.window),
+            signals.length(self.steps, guards.length_factor, guards.window),
+        )
+        for signal in noticed:
+            if signal is None:
+                continue
+            stop = signal.severity == "stop" or guards.stop
+            if stop or signal.name not in self.warned:
+                self.warned.add(signal.name)
+                told = {
+                    "step": self.step,
+                    "name": signal.name,
+                    "evidence": signal.evidence,
+                    "advice": signal.advice,
+                }
+                self.run.log_event("signal", **told, severity="stop" if stop else "warning")
+                self.observer({"kind": "signal", **told})
+            if stop:
+                raise GuardStop(
+                    f"{signal.name}: {signal.evidence}. To mend it: {signal.advice}. {self.anew()}"
+                )
+
+    def anew(self) -> str:
+        """How to go on with other settings, which --resume would refuse."""
+        steps = saved_steps(self.run.checkpoints)
+        start = f" and --student.path {steps[max(steps)]} to start from there" if steps else ""
+        return f"A run keeps its settings, so changed ones need a new run: another --run.dir{start}"
+
+    # --- evaluation --------------------------------------------------------------------------
+
+    def evaluate(self) -> Record:
+        """Held-out accuracy and agreement at this step; the best checkpoint is kept."""
+        if not self.session.held_out:
+            return {}
+        if self.step in self.evaluations:
+            return self.evaluations[self.step]
+        samples = self.config.evaluation.samples
+        started = time.monotonic()
+        result = evaluate(
+            self.models.student,
+            self.session.held_out,
+            self.session.verify,
+            self.evaluation_params(),
+            samples=samples,
+            seed=self.config.run.seed,
+            step=EVALUATION_STEP,
+        )
+        table, rows = measure(
+            self.models,
+            result.rollouts,
+            micro_batch_size=self.config.optimizer.micro_batch_size,
+            overlap_k=self.overlap_k,
+        )
+        record: Record = {"kind": "eval", "step": self.step}
+        record |= result.record(ks=[samples] if samples > 1 else [])
+        record |= finite(summarise_tokens(table))
+        record |= finite(summarise_rollouts(result.rollouts, table, rows))
+        record["perf/eval_s"] = time.monotonic() - started
+        self.evaluations[self.step] = record
+        write_questions(result, self.run.path / "eval" / f"step-{self.step}.jsonl")
+        # One rollout each of questions spread over the held-out set, the same at every evaluation.
+        shown = min(len(result.questions), self.config.run.record_rollouts)
+        places = [i * len(result.questions) // shown * samples for i in range(shown)]
+        self.run.write_lines(
+            f"rollouts/step-{self.step}.jsonl",
+            [self.token_scores(result.rollouts[i], table, rows == i) for i in places],
+        )
+        self.log(record)
+        self.keep_best(record)
+        return record
+
+    def token_scores(self, rollout: Rollout, table: TokenTable, mine: Tensor) -> dict[str, Any]:
+        """A recorded rollout with its token-level scores."""
+        tokens = self.models.student.tokens(rollout.completion_ids)
+        return token_scores(rollout, tokens, table, mine)
+
+    def evaluation_params(self) -> SamplingParams:
+        """How held-out completions are drawn."""
+        settings = self.config.evaluation
+        return SamplingParams(
+            max_new_tokens=settings.max_new_tokens or self.config.rollout.max_new_tokens,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+        )
+
+    def measure_teacher(self) -> float | None:
+        """The teacher's accuracy on the held-out questions; None where none can be judged."""
+        result = evaluate(
+            self.models.teacher,
+            self.session.held_out,
+            self.session.verify,
+            self.evaluation_params(),
+            samples=self.config.evaluation.samples,
+            seed=self.config.run.seed,
+            step=EVALUATION_STEP,
+        )
+        return fmean(result.accuracies) if result.accuracies else None
+
+    def keep_best(self, record: Record) -> None:
+        """Remember the best evaluation, and save its weights."""
+        self.saved = None  # what a checkpoint of this step should hold has changed
+        key = "accuracy" if self.metric == "accuracy" else "kl/reverse"
+        value = record.get(key)
+        if value is None:
+            return
+        score = value if key == "accuracy" else -value
+        if score > self.best_value and self.applied:
+            self.best_step, self.best_value, self.evaluations_since_best = self.step, score, 0
+            if self.step:
+                self.save()
+        else:
+            self.evaluations_since_best += 1
+
+    # --- keeping -----------------------------------------------------------------------------
+
+    @property
+    def applied(self) -> bool:
+        """Whether the last step moved the weights."""
+        return not self.steps or bool(self.steps[-1]["applied"])
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where this step's checkpoint is kept."""
+        return self.run.checkpoints / f"step-{self.step}"
+
+    def has_best(self) -> bool:
+        """Whether the weights of the best evaluation are kept."""
+        return self.best_step in saved_steps(self.run.checkpoints)
+
+    def save(self) -> None:
+        """A checkpoint of the whole state at this step, unless it has one.
+
+        Raises:
+            GuardStop: the weights are not finite; older checkpoints are worth more.
+        """
+        if self.saved == self.step:
+            return
+        student = self.models.student
+        if not all(bool(p.isfinite().all()) for p in student.model.parameters()):
+            raise GuardStop(
+                f"the student's weights are not finite at step {self.step}, so they are not "
+                f"saved. To mend it: lower optimizer.lr. {self.anew()}"
+            )
+        state = {
+            "best_step": self.best_step,
+            "best_value": self.best_value if math.isfinite(self.best_value) else None,
+            "evaluations_since_best": self.evaluations_since_best,
+            "warned": sorted(self.warned),
+            "pending": [[rollout_to_json(r) for r in step] for step in self.pending],
+        }
+        save_checkpoint(
+            self.run.checkpoints, self.step, student.model, student.tokenizer, self.optimizer, state
+        )
+        self.saved = self.step
+        prune(self.run.checkpoints, self.config.run.keep, protected=[self.best_step])
+        self.point_to_best()
+
+    def point_to_best(self) -> None:
+        """best.json, which only names a checkpoint that exists."""
+        path = self.run.checkpoints / "best.json"
+        if self.has_best():
+            replace_text(path, to_json({"step": self.best_step}))
+        else:
+            path.unlink(missing_ok=True)
+
+    def restore(self, checkpoint: Checkpoint, skipped: Mapping[str, str]) -> None:
+        """Continue as if the run had never stopped."""
+        set_aside(self.run.checkpoints, skipped)
+        self.run.cut_torn_lines()
+        self.saved = checkpoint.step
+        restore_optimizer(checkpoint, self.optimizer)
+        state = checkpoint.state
+        self.step = self.models.student.policy_step = checkpoint.step
+        self.best_step = state["best_step"]
+        self.best_value = -math.inf if state["best_value"] is None else state["best_value"]
+        self.evaluations_since_best = state["evaluations_since_best"]
+        self.point_to_best()
+        self.warned = set(state["warned"])
+        prompts = {p.prompt.id: p.prompt for p in self.session.prompts}
+        self.pending = [[rollout_from_json(r, prompts) for r in step] for step in state["pending"]]
+        dropped = self.run.truncate_after(self.step)
+        records = list(read_lines(self.run.metrics)) if self.run.metrics.exists() else []
+        self.steps = [record for record in records if record["kind"] == "train"]
+        self.evaluations = {r["step"]: r for r in records if r["kind"] == "eval"}
+        self.run.log_event(
+            "resume",
+            step=self.step,
+            skipped=[f"{name}: {fault}" for name, fault in skipped.items()],
+            set_aside=[f"damaged.{name}" for name in skipped],
+            dropped=dropped,
+        )
+
+    def heed(self, interrupts: Interrupts) -> None:
+        """Save and end, if a signal asked for it.
+
+        Raises:
+            Preempted: it did.
+        """
+        if interrupts.requested:
+            self.save()
+            kind = Interrupted if interrupts.requested == "SIGINT" else Preempted
+            raise kind(
+                f"stopped by {interrupts.requested} at step {self.step}, state saved; continue "
+                f"with tutelage train -c {self.run.path / 'config.yaml'} --resume"
+            )
+
+    def log(self, record: Record) -> None:
+        """Record a step or an evaluation, and show it."""
+        self.run.log_metrics(record)
+        if record["kind"] == "train":
+            self.steps.append(record)
+        self.observer(record)
+
+    def due(self, every: int) -> bool:
+        """Whether something that happens every so many steps happens now."""
+        return every > 0 and self.step % every == 0
+
+    def stalled(self) -> bool:
+        """Whether evaluations stopped improving."""
+        patience = self.config.evaluation.patience
+        return patience > 0 and self.evaluations_since_best >= patience
+
+    def out_of_time(self) -> bool:
+        """Whether the time of this sitting is spent."""
+        hours = self.config.run.max_hours
+        return hours is not None and time.monotonic() - self.started >= 3600 * hours
+
+
+def learning_rate(settings: OptimizerConfig, step: int, steps: int) -> float:
+    """The learning rate of step `step` (from 0) of `steps`."""
+    warm_up = settings.warmup_steps
+    if step < warm_up:
+        return settings.lr * (step + 1) / warm_up
+    if settings.schedule == "constant":
+        return settings.lr
+    done = (step - warm_up) / max(1, steps - warm_up)
+    return settings.lr * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
+
+
+def _changes(run: Run, config: Config) -> list[str]:
+    saved = load_config(run.path / "config.yaml")
+    before, now = (_leaves(c.model_dump(mode="json")) for c in (saved, config))
+    return [
+        f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and key not in CHANGEABLE_ON_RESUME
+    ]
+
+
+def _require_same_prompts(run: Run, config: Config, session: Session) -> None:
+    path = run.path / "data.json"
+    before, now = read_json(path), session.digests()
+    for part, source in (
+        ("prompts", config.data.prompts),
+        ("held_out", config.data.eval_prompts or config.data.prompts),
+    ):
+        if not isinstance(before, dict) or before.get(part) != now[part]:
+            raise UsageError(
+                f"{source} has changed since the run began: its {part} are not those that {path} "
+                "remembers, so what was drawn and measured would not go on. Restore the file, or "
+                "start a new run with another --run.dir"
+            )
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            leaves |= _leaves(value, f"{prefix}{key}.")
+        else:
+            leaves[prefix + key] = value
+    return leaves
