@@ -39,7 +39,7 @@ class Case:
 
 SMALL = Case(32_000, 1024, 576, 1024)
 LARGE = Case(151_936, 4096, 1024, 2560)
-LARGE_FEW_ROWS = Case(151_936, 512, 1024, 2560)
+LARGE_FEW_ROWS = Case(151_936, 256, 1024, 2560)
 
 OBJECTIVES: dict[str, c.Objective] = {
     "full reverse_kl": c.Full(),
