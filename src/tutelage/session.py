@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tutelage.config import Config, ModelConfig
+from tutelage.config import Config
 from tutelage.credit import read_table
 from tutelage.data.prompts import load_prompts, split_held_out, without
 from tutelage.data.render import render
@@ -174,11 +174,3 @@ def _digest(prompts: Sequence[RenderedPrompt]) -> str:
         for p in prompts
     ]
     return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
-
-
-def model_settings(config: Config) -> dict[str, ModelConfig]:
-    """Every model directory that the config names, by the setting that names it."""
-    settings = {"student": config.student, "teacher": config.teacher}
-    for name, setting in reference_models(config.objective).items():
-        settings[f"objective.{name}"] = config.student if setting == "initial" else setting
-    return settings
