@@ -17,6 +17,7 @@ from tutelage.config import (
     EvaluationConfig,
     ModelConfig,
     OptimizerConfig,
+    PromptFormat,
     RolloutConfig,
     RunConfig,
     TopK,
@@ -132,7 +133,7 @@ def look_at_teachers(
 ) -> list[FirstLook]:
     """First looks of the embedded student at embedded teachers."""
     student = load_model(ModelConfig(path=str(model_path("student"))), "student")
-    rendered, _ = render(prompts, student.tokenizer, {}, 1024)
+    rendered, _ = render(prompts, student.tokenizer, PromptFormat(), 1024)
     loaded = {
         name: load_model(ModelConfig(path=str(model_path(name))), "teacher") for name in teachers
     }
@@ -148,7 +149,7 @@ def question_rewards(run: Path, step: int) -> list[float]:
 def judge_teacher(prompts: Sequence[Prompt], seed: int) -> list[float]:
     """Accuracy of the compatible teacher on each of the evaluation's problems, with its draws."""
     teacher = load_model(ModelConfig(path=str(model_path("compatible"))), "teacher")
-    rendered, _ = render(prompts, teacher.tokenizer, {}, 1024)
+    rendered, _ = render(prompts, teacher.tokenizer, PromptFormat(), 1024)
     params = SamplingParams(max_new_tokens=MAX_NEW_TOKENS)
     evaluation = evaluate(teacher, rendered, make_verifier(VERIFIER), params, seed=seed, step=-1)
     return evaluation.accuracies

@@ -126,7 +126,7 @@ def evaluate_model(
         raise UsageError("eval needs a verifier: --verifier exact, numeric or a pattern")
     loaded = load_model(model, "model")
     rendered, dropped = render(
-        prompts, loaded.tokenizer, model.template, data.max_prompt_tokens, data.use_chat_template
+        prompts, loaded.tokenizer, model, data.max_prompt_tokens, data.use_chat_template, "model"
     )
     if not rendered:
         raise DataError(f"all {dropped} prompts exceed max_prompt_tokens {data.max_prompt_tokens}")

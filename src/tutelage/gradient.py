@@ -68,6 +68,8 @@ class StepGradient:
 @dataclass(frozen=True, slots=True)
 class _MicroBatch:
     batch: Batch
+    teacher_batch: Batch
+    """The same tokens under the prompts that the teacher reads."""
     places: Tensor
     """int64 [B]: which of the step's rollouts its rows are."""
     tokens: slice
@@ -135,8 +137,8 @@ def measure(
     """Per-token metrics of given rollouts in order, and which rollout each token is of."""
     tables, rows = list[TokenTable](), list[Tensor]()
     for start in range(0, len(rollouts), micro_batch_size):
-        batch = collate(rollouts[start : start + micro_batch_size])
-        student, teacher = models.student.hidden(batch), models.teacher.hidden(batch)
+        batch, teacher_batch = _both_sides(rollouts[start : start + micro_batch_size])
+        student, teacher = models.student.hidden(batch), models.teacher.hidden(teacher_batch)
         last = last_positions(batch.rows)
         for part in chunks(len(student), chunk_rows(models.student.vocabulary)):
             p = _normalised(models.student.head.logits(student[part]))
@@ -159,7 +161,7 @@ class _States:
     ) -> None:
         self.models, self.objective, self.part = models, objective, part
         self.credit, self.overlap_k = credit, overlap_k
-        self.teacher = models.teacher.hidden(part.batch)
+        self.teacher = models.teacher.hidden(part.teacher_batch)
         self.references = {name: m.hidden(part.batch) for name, m in models.references.items()}
         self.last = last_positions(part.batch.rows)
         self.tables: list[TokenTable] = []
@@ -267,11 +269,19 @@ def _micro_batches(rollouts: Sequence[Rollout], size: int) -> list[_MicroBatch]:
     offset = 0
     for start in range(0, len(order), size):
         places = torch.tensor(order[start : start + size])
-        batch = collate([rollouts[i] for i in places.tolist()])
+        batch, teacher_batch = _both_sides([rollouts[i] for i in places.tolist()])
         tokens = slice(offset, offset + len(batch.targets))
-        parts.append(_MicroBatch(batch, places, tokens))
+        parts.append(_MicroBatch(batch, teacher_batch, places, tokens))
         offset = tokens.stop
     return parts
+
+
+def _both_sides(rollouts: Sequence[Rollout]) -> tuple[Batch, Batch]:
+    """The rollouts as the student and as the teacher reads them."""
+    batch = collate(rollouts)
+    if all(rollout.teacher_prompt_ids is None for rollout in rollouts):
+        return batch, batch
+    return batch, collate(rollouts, side="teacher")
 
 
 def _normalised(logits: Tensor) -> Tensor:

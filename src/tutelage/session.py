@@ -6,20 +6,20 @@ Everything that cannot work is refused here, before a run directory is made.
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tutelage.config import Config
 from tutelage.credit import read_table
 from tutelage.data.prompts import load_prompts, split_held_out, without
-from tutelage.data.render import render
+from tutelage.data.render import render, render_one
 from tutelage.data.verify import Verify, choose_verifier
 from tutelage.errors import DataError, UsageError
 from tutelage.gradient import Models
 from tutelage.models.compatibility import require_context, require_same_tokens, share_vocabulary
 from tutelage.models.local import LocalModel, load_model
 from tutelage.objective import reference_models
-from tutelage.types import RenderedPrompt
+from tutelage.types import Prompt, RenderedPrompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,17 +62,11 @@ def prepare(config: Config, student_path: str | None = None) -> Session:
     _require_objective(config, models.student)
     rendered, too_long = [], []
     for part in (prompts, held_out):
-        kept, dropped = render(
-            part,
-            models.student.tokenizer,
-            config.student.template,
-            config.data.max_prompt_tokens,
-            config.data.use_chat_template,
-        )
+        kept, dropped = render_both_sides(config, part, models)
         rendered.append(kept)
         too_long.append(dropped)
     _require_prompts(config, rendered[0], too_long[0])
-    longest = max(len(p.ids) for p in [*rendered[0], *rendered[1]])
+    everything = [*rendered[0], *rendered[1]]
     limits = {
         "rollout.max_new_tokens": config.rollout.max_new_tokens,
         "evaluation.max_new_tokens": config.evaluation.max_new_tokens or 0,
@@ -80,7 +74,8 @@ def prepare(config: Config, student_path: str | None = None) -> Session:
     roles = {"student": models.student, "teacher": models.teacher, **models.references}
     for role, model in roles.items():
         for setting, new_tokens in limits.items():
-            require_context(model, role, longest, new_tokens, setting)
+            view = [p.for_teacher() if role == "teacher" else p for p in everything]
+            require_context(model, role, max(len(p.ids) for p in view), new_tokens, setting)
     notes: list[dict[str, Any]] = []
     if any(too_long):
         limit = config.data.max_prompt_tokens
@@ -122,10 +117,30 @@ def prepare(config: Config, student_path: str | None = None) -> Session:
     )
 
 
+def render_both_sides(
+    config: Config, prompts: Sequence[Prompt], models: Models
+) -> tuple[list[RenderedPrompt], int]:
+    """Prompts as student and teacher read them, and how many were too long for the student."""
+    data, student, teacher = config.data, models.student.tokenizer, models.teacher.tokenizer
+    kept, dropped = render(
+        prompts, student, config.student, data.max_prompt_tokens, data.use_chat_template
+    )
+    if config.teacher.own_prompt:
+        settings = (teacher, config.teacher, data.use_chat_template, "teacher")
+        kept = [replace(p, teacher_ids=render_one(p.prompt, *settings)) for p in kept]
+    return kept, dropped
+
+
 def _load_models(config: Config, student_path: str | None) -> Models:
     resumed = {} if student_path is None else {"path": student_path}
     student = load_model(config.student.model_copy(update=resumed), "student")
     teacher = load_model(config.teacher, "teacher")
+    for name, setting in reference_models(config.objective).items():
+        if setting != "initial" and setting.own_prompt:
+            raise UsageError(
+                f"objective.{name} reads prompts as the student does, so template, chat_template, "
+                "system_prompt and user_prompt would change nothing there; leave them out"
+            )
     references = {
         name: load_model(config.student if setting == "initial" else setting, f"objective.{name}")
         for name, setting in reference_models(config.objective).items()
@@ -170,7 +185,14 @@ def _require_prompts(config: Config, prompts: Sequence[RenderedPrompt], too_long
 
 def _digest(prompts: Sequence[RenderedPrompt]) -> str:
     content = [
-        (p.prompt.id, p.prompt.text, [asdict(m) for m in p.prompt.messages], p.prompt.answer)
+        (
+            p.prompt.id,
+            p.prompt.text,
+            [asdict(m) for m in p.prompt.messages],
+            p.prompt.answer,
+            p.ids,
+            p.teacher_ids,
+        )
         for p in prompts
     ]
     return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()

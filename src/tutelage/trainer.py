@@ -173,10 +173,15 @@ class Trainer:
                 return self.models.student.sample(prompts, params, **key)
             own = self.models.student.sample(prompts, params, **key, only=students)
             others = self.models.teacher.sample(
-                prompts, params, **key, only=lambda *sample: not students(*sample)
+                [prompt.for_teacher() for prompt in prompts],
+                params,
+                **key,
+                only=lambda *sample: not students(*sample),
             )
         place = {prompt.prompt.id: i for i, prompt in enumerate(prompts)}
-        drawn = own + [replace(rollout, source="teacher") for rollout in others]
+        drawn = own + [
+            replace(r, source="teacher", prompt_ids=prompts[place[r.prompt.id]].ids) for r in others
+        ]
         return sorted(drawn, key=lambda r: (place[r.prompt.id], r.index))
 
     def judge(self, rollouts: list[Rollout]) -> list[Rollout]:
@@ -242,7 +247,10 @@ class Trainer:
 
     def teacher_pass_rates(self, rollouts: Sequence[Rollout], samples: int) -> dict[str, float]:
         """How often the teacher itself solves each of the step's prompts."""
-        prompts = {r.prompt.id: RenderedPrompt(prompt=r.prompt, ids=r.prompt_ids) for r in rollouts}
+        prompts = {
+            r.prompt.id: RenderedPrompt(prompt=r.prompt, ids=r.teacher_prompt_ids or r.prompt_ids)
+            for r in rollouts
+        }
         params = SamplingParams(
             max_new_tokens=self.config.rollout.max_new_tokens,
             temperature=self.config.rollout.temperature,
@@ -373,7 +381,7 @@ class Trainer:
         """The teacher's accuracy on the held-out questions; None where none can be judged."""
         result = evaluate(
             self.models.teacher,
-            self.session.held_out,
+            [prompt.for_teacher() for prompt in self.session.held_out],
             self.session.verify,
             self.evaluation_params(),
             samples=self.config.evaluation.samples,
@@ -542,9 +550,9 @@ def _require_same_prompts(run: Run, config: Config, session: Session) -> None:
     ):
         if not isinstance(before, dict) or before.get(part) != now[part]:
             raise UsageError(
-                f"{source} has changed since the run began: its {part} are not those that {path} "
-                "remembers, so what was drawn and measured would not go on. Restore the file, or "
-                "start a new run with another --run.dir"
+                f"{source} has changed since the run began, or a template that renders it: its "
+                f"{part} are not those that {path} remembers, so what was drawn and measured "
+                "would not go on. Restore the file, or start a new run with another --run.dir"
             )
 
 

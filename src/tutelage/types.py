@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -51,6 +51,12 @@ class RenderedPrompt:
     """The row it came from."""
     ids: tuple[int, ...]
     """Token ids, special tokens and generation header included."""
+    teacher_ids: tuple[int, ...] | None = None
+    """The prompt as the teacher reads it; None: the same ids."""
+
+    def for_teacher(self) -> RenderedPrompt:
+        """The prompt that the teacher answers when it samples."""
+        return self if self.teacher_ids is None else replace(self, ids=self.teacher_ids)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +83,8 @@ class Rollout:
     """Which sample of the prompt this is, from 0."""
     prompt_ids: tuple[int, ...]
     """Rendered prompt."""
+    teacher_prompt_ids: tuple[int, ...] | None = None
+    """The prompt under which the teacher scores the completion; None: the same ids."""
     completion_ids: tuple[int, ...]
     """Sampled tokens, the stop token included where there is one."""
     logprobs: tuple[float, ...]

@@ -117,7 +117,7 @@ def test_a_parquet_file_that_is_none(base, capsys, tmp_path):
         ("run.steps.x", "3", "--run.steps.x sets a part of run.steps, which is 1"),
         ("student.dtype", "bfloat16", "an AdamW step of lr 1e-5 is smaller"),
         ("student.dtype", "float16", "leave it float32"),
-        ("teacher.template", "{thinking: false}", "set student.template"),
+        ("teacher.template", "{padding: true}", "teacher.template: padding is set by tutelage"),
         ("student.template", "{tokenize: true}", "student.template: tokenize is set by tutelage"),
         ("student.template", "{add_generation_prompt: false}", "add_generation_prompt"),
         ("student.path", "[" * 5000, "--student.path is nested too deeply"),

@@ -9,7 +9,7 @@ import pytest
 import tutelage
 from helpers import read_jsonl
 from tutelage.cli import main
-from tutelage.config import ModelConfig
+from tutelage.config import ModelConfig, PromptFormat
 from tutelage.data.render import render
 from tutelage.data.verify import make_verifier
 from tutelage.demonstration import look_at_teachers
@@ -117,7 +117,9 @@ def test_the_docs_claim_an_accuracy_of_every_shipped_model():
 def test_shipped_models_have_the_claimed_accuracies(name):
     """Within four standard errors and a point of the claim: problem sets differ a little too."""
     model = load_model(ModelConfig(path=str(model_path(name))), name)
-    rendered, _ = render(EMBEDDED_SPEC.task.eval_prompts(1000, seed=9), model.tokenizer, {}, 100)
+    rendered, _ = render(
+        EMBEDDED_SPEC.task.eval_prompts(1000, seed=9), model.tokenizer, PromptFormat(), 100
+    )
     params = SamplingParams(max_new_tokens=28)
     result = evaluate(model, rendered, make_verifier(VERIFIER), params, seed=5)
     claim = CLAIMED[name]

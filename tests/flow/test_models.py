@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tutelage.config import ModelConfig
+from tutelage.config import ModelConfig, PromptFormat
 from tutelage.data.collate import collate
 from tutelage.data.render import render
 from tutelage.errors import DataError, UsageError
@@ -30,7 +30,7 @@ def prompts(model, count=9) -> list[RenderedPrompt]:
         Prompt(id=f"p{i}", text="What is " + " + ".join(str(i) for _ in range(1 + i % 4)))
         for i in range(count)
     ]
-    return render(rows, model.tokenizer, {}, 100)[0]
+    return render(rows, model.tokenizer, PromptFormat(), 100)[0]
 
 
 def test_sampling_logprobs_equal_those_of_scoring_the_finished_rollout(student):
@@ -163,7 +163,7 @@ def test_the_context_is_found_under_every_name_it_has():
 def test_chat_prompts_need_a_template(student):
     chat = [Prompt(id="c", messages=(Message("user", "hi"),))]
     with pytest.raises(UsageError, match="no chat template"):
-        render(chat, student.tokenizer, {}, 100)
+        render(chat, student.tokenizer, PromptFormat(), 100)
 
 
 def test_a_template_that_refuses_a_prompt_is_a_data_error():
@@ -171,12 +171,12 @@ def test_a_template_that_refuses_a_prompt_is_a_data_error():
 
     chat = [Prompt(id="c7", messages=(Message("system", "be brief"), Message("user", "a1")))]
     with pytest.raises(DataError, match=r"prompt 'c7'.*exactly one user turn"):
-        render(chat, make_tokenizer(), {}, 100)
+        render(chat, make_tokenizer(), PromptFormat(), 100)
 
 
 def test_long_prompts_are_dropped_and_counted(student):
     rows = [Prompt(id="a", text="1"), Prompt(id="b", text="1 + " * 40)]
-    kept, dropped = render(rows, student.tokenizer, {}, 20)
+    kept, dropped = render(rows, student.tokenizer, PromptFormat(), 20)
     assert ([p.prompt.id for p in kept], dropped) == (["a"], 1)
 
 

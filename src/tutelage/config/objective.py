@@ -117,7 +117,27 @@ Tail = Annotated[
 ]
 
 
-class ModelConfig(Section):
+class PromptFormat(Section):
+    """How a model reads its prompts."""
+
+    template: dict[str, Any] = {}
+    """Arguments of the chat template, such as `enable_thinking: false`."""
+    chat_template: str | None = None
+    """`own`, a .jinja file, or the folder of another model whose chat template to use. A teacher
+    for which none of these four is set reads exactly the ids that the student reads."""
+    system_prompt: str | None = None
+    """A system turn, in place of one that the row has."""
+    user_prompt: str | None = None
+    """The user's turn with {question}, {answer} or another column of the row filled in."""
+
+    @property
+    def own_prompt(self) -> bool:
+        """Whether anything is said of how this model reads its prompts."""
+        settings = (self.chat_template, self.system_prompt, self.user_prompt)
+        return bool(self.template) or any(value is not None for value in settings)
+
+
+class ModelConfig(PromptFormat):
     """A model and how it is loaded."""
 
     path: str
@@ -126,8 +146,6 @@ class ModelConfig(Section):
     """Precision of the weights."""
     device: str = "auto"
     """cpu, cuda, cuda:1; auto takes a GPU where there is one."""
-    template: dict[str, Any] = {}
-    """Arguments of the chat template, such as `enable_thinking: false`."""
 
 
 Reference = Literal["initial"] | ModelConfig

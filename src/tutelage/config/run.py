@@ -224,16 +224,13 @@ class Config(Section):
                 "is smaller than the gap between neighbouring bfloat16 numbers, so most of it is "
                 "lost, and float16 overflows; leave it float32 (teacher.dtype may be bfloat16)"
             )
-        if self.teacher.template:
-            raise ValueError(
-                "teacher.template is not read: for now the teacher reads prompts as the student's "
-                "template renders them; set student.template"
-            )
-        if owned := _OWN_TEMPLATE_ARGUMENTS & self.student.template.keys():
-            raise ValueError(
-                f"student.template: {', '.join(sorted(owned))} is set by tutelage when it renders "
-                "a prompt; leave it out, and give only what the template itself asks for"
-            )
+        for role, model in (("student", self.student), ("teacher", self.teacher)):
+            if owned := _OWN_TEMPLATE_ARGUMENTS & model.template.keys():
+                raise ValueError(
+                    f"{role}.template: {', '.join(sorted(owned))} is set by tutelage when it "
+                    "renders a prompt; leave it out, and give only what the template itself asks "
+                    "for"
+                )
         return self
 
     @model_validator(mode="after")

@@ -1,35 +1,41 @@
 """The one place that shifts and masks."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 
 from tutelage.types import Batch, Rollout
 
 
-def collate(rollouts: Sequence[Rollout]) -> Batch:
-    """Rollouts as one right-padded batch.
+def collate(rollouts: Sequence[Rollout], side: Literal["student", "teacher"] = "student") -> Batch:
+    """Rollouts as one right-padded batch, under the prompts that this side reads.
 
     The logits at t predict the token at t + 1, so the loss mask of a completion
     begins at the last token of its prompt and ends before its own last token.
+    Targets, rows and positions are the same for both sides whatever their prompts.
 
     Raises:
         ValueError: a rollout without a prompt token; nothing predicts its first token.
     """
-    lengths = [len(r.prompt_ids) + len(r.completion_ids) for r in rollouts]
+    prompts = [
+        (side == "teacher" and rollout.teacher_prompt_ids) or rollout.prompt_ids
+        for rollout in rollouts
+    ]
+    lengths = [len(p) + len(r.completion_ids) for p, r in zip(prompts, rollouts, strict=True)]
     width = max(lengths)
     input_ids = torch.zeros(len(rollouts), width, dtype=torch.long)
     attention_mask = torch.zeros_like(input_ids)
     loss_mask = torch.zeros(len(rollouts), width, dtype=torch.bool)
-    for row, (rollout, length) in enumerate(zip(rollouts, lengths, strict=True)):
-        start = len(rollout.prompt_ids)
+    for row, (prompt, rollout) in enumerate(zip(prompts, rollouts, strict=True)):
+        start, length = len(prompt), lengths[row]
         if start == 0:
             raise ValueError(f"prompt {rollout.prompt.id!r} renders to no token")
-        input_ids[row, :length] = torch.tensor(rollout.prompt_ids + rollout.completion_ids)
+        input_ids[row, :length] = torch.tensor(prompt + rollout.completion_ids)
         attention_mask[row, :length] = 1
         loss_mask[row, start - 1 : length - 1] = True
     rows, columns = loss_mask.nonzero(as_tuple=True)
-    starts = torch.tensor([len(r.prompt_ids) for r in rollouts])
+    starts = torch.tensor([len(prompt) for prompt in prompts])
     return Batch(
         input_ids=input_ids,
         attention_mask=attention_mask,

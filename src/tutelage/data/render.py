@@ -1,20 +1,28 @@
 """Prompts as the token ids a model reads."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import cast
 
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from tutelage.config import PromptFormat
 from tutelage.errors import DataError, UsageError
-from tutelage.types import Prompt, RenderedPrompt
+from tutelage.types import Message, Prompt, RenderedPrompt
+
+_PLACE = re.compile(r"\{([^\W\d]\w*)\}")
 
 
 def render(
     prompts: Sequence[Prompt],
     tokenizer: PreTrainedTokenizerBase,
-    template: Mapping[str, Any],
+    settings: PromptFormat,
     max_prompt_tokens: int,
     use_chat_template: bool = True,
+    role: str = "student",
 ) -> tuple[list[RenderedPrompt], int]:
     """Token ids of each prompt, and how many prompts were too long and dropped.
 
@@ -24,7 +32,7 @@ def render(
     """
     kept: list[RenderedPrompt] = []
     for prompt in prompts:
-        ids = render_one(prompt, tokenizer, template, use_chat_template)
+        ids = render_one(prompt, tokenizer, settings, use_chat_template, role)
         if len(ids) <= max_prompt_tokens:
             kept.append(RenderedPrompt(prompt=prompt, ids=ids))
     return kept, len(prompts) - len(kept)
@@ -33,32 +41,36 @@ def render(
 def render_one(
     prompt: Prompt,
     tokenizer: PreTrainedTokenizerBase,
-    template: Mapping[str, Any],
+    settings: PromptFormat,
     use_chat_template: bool = True,
+    role: str = "student",
 ) -> tuple[int, ...]:
-    """Token ids of one prompt.
+    """Token ids of one prompt as the model `role` reads it.
 
     Plain text goes through the chat template as one user turn where there is a
     template, and is tokenised as it stands where there is none.
     """
-    has_template = getattr(tokenizer, "chat_template", None) is not None
-    if prompt.messages and not has_template:
+    prompt = worded(prompt, settings, role)
+    template = chat_template(tokenizer, settings.chat_template, role)
+    if prompt.messages and template is None:
         raise UsageError(
-            f"prompt {prompt.id!r} is a chat, but the student's tokenizer has no chat template; "
-            "use plain-text prompts, or a tokenizer saved with its template"
+            f"prompt {prompt.id!r} is a chat, but the {role}'s tokenizer has no chat template; "
+            f"use plain-text prompts, or name one with {role}.chat_template"
         )
-    if prompt.messages or (has_template and use_chat_template):
-        turns = prompt.messages or ()
-        messages = [{"role": turn.role, "content": turn.content} for turn in turns] or [
-            {"role": "user", "content": prompt.text}
-        ]
+    if prompt.messages or (template is not None and use_chat_template):
+        turns = prompt.messages or (Message("user", prompt.text),)
+        messages = [{"role": turn.role, "content": turn.content} for turn in turns]
         try:
             text = tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, **template
+                messages,
+                chat_template=template,
+                tokenize=False,
+                add_generation_prompt=True,
+                **settings.template,
             )
         except Exception as error:  # templates raise whatever they like
             raise DataError(
-                f"the chat template cannot render prompt {prompt.id!r}: {error}"
+                f"the {role}'s chat template cannot render prompt {prompt.id!r}: {error}"
             ) from None
         ids = tokenizer(cast(str, text), add_special_tokens=False)["input_ids"]
     else:
@@ -68,3 +80,79 @@ def render_one(
     if not ids:
         raise DataError(f"prompt {prompt.id!r} renders to no token; give it some text")
     return tuple(cast(list[int], ids))
+
+
+def worded(prompt: Prompt, settings: PromptFormat, role: str) -> Prompt:
+    """The prompt with the user's turn and the system turn that the settings ask for.
+
+    Raises:
+        DataError: `user_prompt` names a column that the row lacks.
+    """
+    turns = prompt.messages
+    if settings.user_prompt is not None:
+        asked = max((i for i, turn in enumerate(turns) if turn.role == "user"), default=None)
+        question = prompt.text if asked is None else turns[asked].content
+        user = _filled(settings.user_prompt, prompt, question, role)
+        if asked is None:
+            prompt = replace(prompt, text=user)
+        else:
+            turns = (*turns[:asked], Message("user", user), *turns[asked + 1 :])
+    if settings.system_prompt is not None:
+        turns = turns or (Message("user", prompt.text),)
+        kept = [turn for turn in turns if turn.role != "system"]
+        turns = (Message("system", settings.system_prompt), *kept)
+    return replace(prompt, messages=turns)
+
+
+def chat_template(
+    tokenizer: PreTrainedTokenizerBase, source: str | None, role: str = "model"
+) -> str | None:
+    """The Jinja text of a chat template: the tokenizer's own, a file's, or another model's.
+
+    None where the tokenizer has none and no other is named.
+
+    Raises:
+        UsageError: the named file or folder has no template.
+    """
+    if source not in (None, "own"):
+        return _foreign_template(source, role)
+    own = getattr(tokenizer, "chat_template", None)
+    return own.get("default") if isinstance(own, dict) else own
+
+
+@cache
+def _foreign_template(source: str, role: str) -> str:
+    path = Path(source).expanduser()
+    found: str | None = None
+    try:
+        if path.is_dir():
+            loaded = AutoTokenizer.from_pretrained(
+                path, local_files_only=True, trust_remote_code=False
+            )
+            found = chat_template(loaded, None)
+        elif path.is_file():
+            found = path.read_text(encoding="utf-8")
+    except Exception as error:  # damaged tokenizers surface in every way
+        raise UsageError(f"{role}.chat_template {source} cannot be read: {error}") from None
+    if not found:
+        raise UsageError(
+            f"{role}.chat_template {source} names no template; give `own`, a .jinja file, or the "
+            "folder of a model whose tokenizer has one"
+        )
+    return found
+
+
+def _filled(text: str, prompt: Prompt, question: str, role: str) -> str:
+    columns = {**prompt.metadata, "question": question, "answer": prompt.answer}
+
+    def value(match: re.Match[str]) -> str:
+        found = columns.get(match[1])
+        if found is None:
+            known = ", ".join(sorted(k for k, v in columns.items() if v is not None))
+            raise DataError(
+                f"{role}.user_prompt asks for {match[0]}, which prompt {prompt.id!r} lacks; it "
+                f"has {known}"
+            )
+        return str(found)
+
+    return _PLACE.sub(value, text)

@@ -124,6 +124,7 @@ class LocalModel:
                     prompt=prompt.prompt,
                     index=index,
                     prompt_ids=prompt.ids,
+                    teacher_prompt_ids=prompt.teacher_ids,
                     completion_ids=completion.ids,
                     logprobs=completion.logprobs,
                     finish_reason=completion.finish_reason,
