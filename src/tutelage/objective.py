@@ -133,6 +133,22 @@ def logit_gradient(
     return output, gradient.scatter_add_(-1, ids, slopes)
 
 
+def expected_gradient(objective: c.Objective, logp: Tensor, logq: Tensor) -> Tensor:
+    """The gradient of the loss in the logits [n, V], averaged over the token drawn at each state.
+
+    For `top_k` and `full` it is that of `logit_gradient`, since they do not look at the token. For
+    `sampled` it is -p (reward - E_p reward): a baseline does not change it.
+    """
+    if isinstance(objective, c.Sampled):
+        reward = _pointwise(objective.divergence, logq, 1).reward
+        values = reward(logp, _bounded(objective, logp, logq))
+        p = logp.exp()
+        gradient: Tensor = p * (torch.linalg.vecdot(p, values).unsqueeze(-1) - values)
+        return gradient
+    nobody = torch.zeros(len(logp), dtype=torch.long, device=logp.device)
+    return logit_gradient(objective, logp, logq, nobody, logp.new_ones(len(logp)))[1]
+
+
 def brake_gradient(
     student: Tensor, reference: Tensor, coefficients: Tensor
 ) -> tuple[Tensor, Tensor]:

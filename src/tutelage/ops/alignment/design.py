@@ -178,7 +178,7 @@ def _fill(
 
     budget = min(budget, int(kept.sum()) * cap)
     low, high = 0.0, cap / need[need > 0].min()
-    for _ in range(200):
+    for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if rollouts(middle).sum() < budget else (low, middle)
     exact = rollouts(low)
