@@ -206,7 +206,7 @@ class RolloutCost:
 def rollout_cost(
     prompt: int,
     length: int,
-    positions: Sequence[float],
+    positions: Sequence[float] | ndarray,
     child_count: float,
     rollouts: float,
     decode_cost: float,

@@ -4,6 +4,7 @@ Unbiased means: averaged over the rollouts, with their numbers fixed before any 
 seen. g is linear in the success s, so what is linear in g needs no correction; squares do.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -120,6 +121,32 @@ def score(p: Children, q: Children, move: Children, estimate: Success) -> NodeSc
         advantage=np.asarray(((q - p) * estimate.s).sum(-1)),
         cosine=cosines(g, np.broadcast_to(move, g.shape)),
     )
+
+
+def score_selected(
+    p: Children,
+    q: Children,
+    move: Children,
+    counts: Counts,
+    choose: Callable[[NodeScores], ndarray],
+) -> tuple[ndarray, NodeScores]:
+    """Choose nodes by half a, and score them by half b.
+
+    Chosen and scored by the same rollouts, even a random teacher looks aligned where its cosine
+    happened to be above 0.
+
+    Args:
+        p: student over the children, [N, K].
+        q: teacher.
+        move: D.
+        counts: in two halves.
+        choose: bool [N] from the scores of half a.
+
+    Returns:
+        The rows chosen, and their scores from half b alone.
+    """
+    chosen = np.flatnonzero(choose(score(p, q, move, counts.success("a"))))
+    return chosen, score(p, q, move, counts.success("b"))[chosen]
 
 
 def noise_weights(p: Children) -> Children:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 from numpy import ndarray
 
 from tutelage.ops.alignment.node import NodeScores
@@ -66,14 +66,16 @@ class Pooled:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """One teacher or objective minus another, on the same nodes."""
+    """One teacher, objective or group of nodes minus another, over the same questions."""
 
     alignment: Estimate | None
     """Difference of A; None where either has no detectable signal."""
     dot: Estimate
-    """Difference of the mean dots; of one teacher's scale only if the objectives are the same."""
+    """Difference of the mean dots; comparable where the objective is the same."""
     advantage: Estimate
     """Difference of the mean advantages."""
+    mean_cosine: Estimate | None
+    """Difference of the plain mean cosines; None where either has none."""
     questions: int
     """Questions, the independent units."""
 
@@ -184,24 +186,36 @@ def compare(
             "two teachers or objectives can only be compared at the same nodes with the same "
             "rollouts, but their ideal gradients differ; score both with one set of counts"
         )
-    sums = _question_sums(one, questions, weights, None)
-    second = _question_sums(other, questions, weights, None)
-    sums |= {f"other {name}": second[name] for name in ("dot", "move_square", "advantage")}
-    resampled = _resample(sums, seed, draws)
-    totals = {name: np.asarray(column.sum()) for name, column in sums.items()}
-
-    def estimate(statistic: Statistic) -> Estimate:
-        return _estimate(statistic, totals, resampled, len(second["weight"]))
-
-    def mean_gap(name: str) -> Statistic:
-        return lambda c: np.asarray((c[name] - c[f"other {name}"]) / c["weight"])
-
-    return Difference(
-        alignment=estimate(_alignment_gap) if _has_signal(sums["square"]) else None,
-        dot=estimate(mean_gap("dot")),
-        advantage=estimate(mean_gap("advantage")),
-        questions=len(second["weight"]),
+    return _difference(
+        _question_sums(one, questions, weights),
+        _question_sums(other, questions, weights),
+        shared_square=True,
+        seed=seed,
+        draws=draws,
     )
+
+
+def compare_groups(
+    scores: NodeScores,
+    questions: Sequence[Hashable],
+    weights: Float64[ndarray, "n"],
+    one: Bool[ndarray, "n"],
+    other: Bool[ndarray, "n"],
+    *,
+    seed: int = 0,
+    draws: int = 2000,
+) -> Difference:
+    """Nodes of one group minus those of another, such as wrong minus right spines.
+
+    Questions are resampled with all their nodes, so that groups stay paired within them.
+
+    Raises:
+        ValueError: a group without nodes.
+    """
+    if not one.any() or not other.any():
+        raise ValueError("a group has no nodes, so there is nothing to compare")
+    groups = [_question_sums(scores, questions, weights, members=m) for m in (one, other)]
+    return _difference(*groups, shared_square=False, seed=seed, draws=draws)
 
 
 def pool_by_group(
@@ -252,13 +266,46 @@ def stretched_interval(value: float, draws: Float64[ndarray, "b"], units: int) -
     return (float(low), float(high)) if np.isfinite([low, high]).all() else None
 
 
+def _difference(
+    one: Columns, other: Columns, *, shared_square: bool, seed: int, draws: int
+) -> Difference:
+    units = len(one["weight"])
+    sums = one | {f"other {name}": column for name, column in other.items()}
+    resampled = _resample(sums, seed, draws)
+    totals = {name: np.asarray(column.sum()) for name, column in sums.items()}
+
+    def estimate(statistic: Statistic) -> Estimate:
+        return _estimate(statistic, totals, resampled, units)
+
+    def gap(of: Statistic) -> Statistic:
+        def difference(columns: Columns) -> ndarray:
+            others = {name: columns[f"other {name}"] for name in other}
+            with np.errstate(invalid="ignore"):  # infinity - infinity: no interval
+                return np.asarray(of(columns) - of(others))
+
+        return difference
+
+    signal = _has_signal(one["square"]) and _has_signal(other["square"])
+    cosines = one["defined"].any() and other["defined"].any()
+    return Difference(
+        alignment=estimate(_alignment_gap if shared_square else gap(_alignment))
+        if signal
+        else None,
+        dot=estimate(gap(_mean("dot"))),
+        advantage=estimate(gap(_mean("advantage"))),
+        mean_cosine=estimate(gap(_mean("cosine", "defined"))) if cosines else None,
+        questions=units,
+    )
+
+
 def _question_sums(
     scores: NodeScores,
     questions: Sequence[Hashable],
     weights: ndarray,
-    everywhere: Positions | None,
+    everywhere: Positions | None = None,
+    members: ndarray | None = None,
 ) -> Columns:
-    """Weighted sums of each question [Q]."""
+    """Weighted sums of each question [Q], over all nodes or over `members`."""
     if not len(questions):
         raise ValueError("no nodes: at least one scored node is needed to pool")
     order = {question: row for row, question in enumerate(dict.fromkeys(questions))}
@@ -274,7 +321,8 @@ def _question_sums(
         "cosine": np.where(defined, scores.cosine, 0.0),
         "defined": defined.astype(float),
     }
-    sums = {name: np.bincount(rows, column, len(order)) for name, column in columns.items()}
+    inside = np.ones(len(rows)) if members is None else members.astype(float)
+    sums = {name: np.bincount(rows, inside * x, len(order)) for name, x in columns.items()}
     if everywhere is not None:
         strangers = set(everywhere.questions) - set(order)
         if strangers:
