@@ -154,3 +154,21 @@ def test_a_spines_own_outcome_makes_a_gap_where_there_is_no_signal():
         assert abs(pool(scores, measured.tree.tolist(), measured.weights).dot.value) < 1e-3
     assert np.mean(gaps[True]) > 0.07
     assert abs(np.mean(gaps[False])) < 3 * np.std(gaps[False]) / 6
+
+
+def test_credit_to_ancestors_is_biased_by_what_was_forced_below():
+    """Expectations over the rollouts: a sure student, R forced rollouts a child of each node."""
+    rng, rollouts = np.random.default_rng(14), 20
+    forest = random_trees(rng, 150, (3, 3, 3, 3), sureness=3.0)
+    walks = walk(forest, 12, rng)
+    off = {True: [], False: []}
+    for b, g in np.ndindex(150, 4):
+        verdict, path, tokens = walks.right[b, g], walks.nodes[b, g], walks.tokens[b, g]
+        s = forest.s[b, path]
+        for depth in range(4):
+            truth = s[depth, tokens[depth]]
+            right = rollouts * (truth + s[depth + 1 :].sum())
+            total = rollouts * (1 + s[depth + 1 :].size)
+            off[bool(verdict)].append(right / total - truth)
+    assert np.mean(off[True]) < -0.03
+    assert np.mean(off[False]) > 0.03

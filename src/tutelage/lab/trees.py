@@ -141,6 +141,7 @@ def random_trees(
     *,
     insight: float = 1.0,
     noise: float = 0.7,
+    sureness: float = 1.0,
 ) -> Tree:
     """`count` trees, their teachers leaning towards what succeeds.
 
@@ -150,11 +151,12 @@ def random_trees(
         widths: children a node at each depth.
         insight: how much the teacher prefers what succeeds, in nats from never to always.
         noise: standard deviation of what else it prefers, in nats.
+        sureness: multiplies the student's logits.
 
     Trees differ in how sure the student is and in how hard the problem is.
     """
     sizes = np.cumprod([1, *widths])
-    sharpness = rng.gamma(4, 0.3, (count, 1, 1))
+    sharpness = sureness * rng.gamma(4, 0.3, (count, 1, 1))
     student = [
         sharpness * rng.normal(size=(count, n, k)) for n, k in zip(sizes, widths, strict=False)
     ]
