@@ -207,8 +207,8 @@ def rollout_cost(
     prompt: int,
     length: int,
     positions: Sequence[float] | ndarray,
-    child_count: float,
-    rollouts: float,
+    child_count: float | ndarray,
+    rollouts: float | ndarray,
     decode_cost: float,
 ) -> RolloutCost:
     """Cost of `rollouts` from each of `child_count` children at each position of a spine.
@@ -217,14 +217,15 @@ def rollout_cost(
         prompt: tokens of the prompt.
         length: tokens of a completion.
         positions: depth of each node, in tokens of the completion before it.
-        child_count: children a node.
-        rollouts: rollouts a child.
+        child_count: children a node, or one number a node.
+        rollouts: mean rollouts a child, or one number a node.
         decode_cost: gamma, cost of decoding a token over that of prefilling one.
     """
     depth = np.asarray(positions, dtype=float)
     decoded = decode_cost * (length - depth)
-    each = child_count * rollouts
+    branches = np.broadcast_to(child_count, depth.shape)
+    each = branches * rollouts
     return RolloutCost(
-        naive=float(each * (prompt + depth + 1 + decoded).sum()),
-        cached=float(prompt + length + len(depth) * child_count + each * decoded.sum()),
+        naive=float((each * (prompt + depth + 1 + decoded)).sum()),
+        cached=float(prompt + length + branches.sum() + (each * decoded).sum()),
     )

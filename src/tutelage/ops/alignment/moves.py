@@ -137,6 +137,7 @@ def restrict(
     move: Move,
     ids: Int[ndarray, "n k"],
     kept: Bool[ndarray, "n k"],
+    rest_known: Bool[ndarray, "n"] | None = None,
 ) -> Outcomes:
     """Reduce full distributions to the children whose success is estimated.
 
@@ -151,6 +152,9 @@ def restrict(
         move: the objective's.
         ids: tokens of the children.
         kept: False for padding and for children without an estimate.
+        rest_known: with lump, where the success of all other tokens together was estimated; such
+            an estimate is of the tokens outside `kept` and no others. Elsewhere, where they are
+            too unlikely to be worth rollouts, the node is sliced. None means everywhere.
     """
     some_p, some_q = (np.where(kept, np.take_along_axis(x, ids, -1), 0.0) for x in (p, q))
     masses = some_p.sum(-1), some_q.sum(-1)
@@ -166,6 +170,10 @@ def restrict(
             _with_rest(q, ids, kept),
             _with_rest(move(p, q), ids, kept),
         )
+        if rest_known is not None:
+            for x in reduced:
+                x[~rest_known, -1] = 0.0
+            reduced = (renormalise(reduced[0]), renormalise(reduced[1]), reduced[2])
     return Outcomes(
         p=reduced[0],
         q=reduced[1],
