@@ -90,7 +90,7 @@ POPULATIONS: dict[str, dict[str, object]] = {
 }
 
 
-def coverage(seed: int = 21, draws: int = 500, size: int = 4000) -> None:
+def coverage(seed: int = 21, draws: int = 300, size: int = 4000) -> None:
     """Questions drawn from a population of known A: how often does the interval hold it?"""
     rows = []
     for index, (name, setting) in enumerate(POPULATIONS.items()):

@@ -339,8 +339,10 @@ def _question_sums(
 def _resample(sums: Columns, seed: int, draws: int) -> Columns:
     """The sums in each of `draws` resamples of the questions."""
     count = len(sums["weight"])
-    chosen = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), draws)
-    totals = chosen.astype(float) @ np.stack(list(sums.values()), axis=1)
+    chosen = np.random.default_rng(seed).integers(0, count, (draws, count))
+    cells = (chosen + count * np.arange(draws)[:, None]).reshape(-1)
+    times = np.bincount(cells, minlength=draws * count).reshape(draws, count)
+    totals = times.astype(float) @ np.stack(list(sums.values()), axis=1)
     return dict(zip(sums, totals.T, strict=True))
 
 
