@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from tutelage.alignment.job import align
     from tutelage.config import Config, load_config, parse_config, presets
     from tutelage.demonstration import demo
     from tutelage.evaluation import evaluate_model as eval
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Config": "tutelage.config:Config",
+    "align": "tutelage.alignment.job:align",
     "load_config": "tutelage.config:load_config",
     "parse_config": "tutelage.config:parse_config",
     "demo": "tutelage.demonstration:demo",
@@ -32,6 +34,7 @@ _HOMES = {
 __all__ = [
     "Config",
     "__version__",
+    "align",
     "demo",
     "eval",
     "load_config",

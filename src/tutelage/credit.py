@@ -130,9 +130,10 @@ def token_weights(weight: c.TokenWeight, tokens: StepTokens, lengths: Tensor) ->
                 for r in tokens.rollouts
             ]
             raw = torch.tensor(verdicts, dtype=torch.float64)[tokens.rows]
-        case c.ReliabilityWeight(table=table):
+        case c.ReliabilityWeight(table=table, gate=gate):
             place = tokens.positions / (own_length - 1).clamp_min(1)
             raw = w.from_table(place, signals["entropy/teacher"].float(), *read_table(table))
+            raw = (raw > 0).double() if gate else raw
     raw = raw.double()
     return w.mean_one(raw) if weight.normalise else raw
 

@@ -73,6 +73,27 @@ def length(records: Records, factor: float, window: int) -> Signal | None:
     )
 
 
+def exhausted(probes: Records, patience: int) -> Signal | None:
+    """The last `patience` probes of the present teacher found no advantage above 0."""
+    last = probes[-patience:]
+    if len(last) < patience or len({record["alignment/teacher"] for record in last}) > 1:
+        return None
+    if any("alignment/advantage/low" not in r or r["alignment/advantage/low"] > 0 for r in last):
+        return None
+    now = last[-1]
+    return Signal(
+        name="teacher_exhausted",
+        severity="warning",
+        evidence=(
+            f"the advantage of {now['alignment/teacher']} was not above 0 in {patience} probes in "
+            f"a row (last {now['alignment/advantage']:.4f}, from "
+            f"{now['alignment/advantage/low']:.4f})"
+        ),
+        advice="its choices no longer lead to more right answers: stop here, or change the "
+        "teacher or its context",
+    )
+
+
 def retired(
     evaluations: Records, teacher_accuracy: float | None, fraction: float, patience: int
 ) -> bool:

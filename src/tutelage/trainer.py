@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tutelage import signals
+from tutelage.alignment.probe import best_teacher, make_probe
 from tutelage.config import (
     AnnealSchedule,
     Config,
@@ -97,6 +98,9 @@ class Trainer:
         self.teacher_accuracy: float | None = None
         self.warned: set[str] = set()
         self.pending: list[list[Rollout]] = []
+        self.probe = make_probe(config, session)
+        self.probes: list[Record] = []
+        self.teacher = "teacher"
         self.saved: int | None = None
 
     @classmethod
@@ -405,6 +409,40 @@ class Trainer:
         else:
             self.evaluations_since_best += 1
 
+    # --- probing -----------------------------------------------------------------------------
+
+    def probe_teacher(self) -> bool:
+        """A small alignment, its record, and what the policy makes of it: whether to stop."""
+        settings = self.config.align.probe
+        if self.probe is None or settings is None or self.step % settings.every:
+            return False
+        if any(record["step"] == self.step for record in self.probes):
+            return False
+        started = time.monotonic()
+        record, found = self.probe(self.step, self.teacher)
+        record = {"kind": "probe", "step": self.step, **record}
+        signal = signals.exhausted([*self.probes, record], settings.patience)
+        if signal is not None and found is not None and settings.policy == "switch_teacher":
+            others = [name for name in self.probe.external if name != self.teacher]
+            self.use_teacher(best_teacher(found, others) or self.teacher)
+        record["alignment/next_teacher"] = self.teacher
+        record["perf/probe_s"] = time.monotonic() - started
+        self.log(record)
+        if signal is None:
+            return False
+        changed = record["alignment/teacher"] != self.teacher
+        told = {"step": self.step, "name": signal.name, "evidence": signal.evidence}
+        told["advice"] = f"went on with {self.teacher}" if changed else signal.advice
+        self.run.log_event("signal", **told, severity="warning")
+        self.observer({"kind": "signal", **told})
+        return settings.policy == "stop"
+
+    def use_teacher(self, name: str) -> None:
+        """Train towards another of the probed teachers from now on."""
+        if self.probe is not None and name != self.teacher:
+            self.teacher = name
+            self.models = replace(self.models, teacher=self.probe.external[name])
+
     # --- keeping -----------------------------------------------------------------------------
 
     @property
@@ -476,6 +514,9 @@ class Trainer:
         records = list(read_lines(self.run.metrics)) if self.run.metrics.exists() else []
         self.steps = [record for record in records if record["kind"] == "train"]
         self.evaluations = {r["step"]: r for r in records if r["kind"] == "eval"}
+        self.probes = [record for record in records if record["kind"] == "probe"]
+        if self.probes:
+            self.use_teacher(self.probes[-1]["alignment/next_teacher"])
         self.run.log_event(
             "resume",
             step=self.step,
@@ -503,6 +544,8 @@ class Trainer:
         self.run.log_metrics(record)
         if record["kind"] == "train":
             self.steps.append(record)
+        elif record["kind"] == "probe":
+            self.probes.append(record)
         self.observer(record)
 
     def due(self, every: int) -> bool:
@@ -537,7 +580,9 @@ def _changes(run: Run, config: Config) -> list[str]:
     return [
         f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and key not in CHANGEABLE_ON_RESUME
+        if before.get(key) != now.get(key)
+        and key not in CHANGEABLE_ON_RESUME
+        and not key.startswith("align.")
     ]
 
 

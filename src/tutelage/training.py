@@ -22,7 +22,7 @@ class TrainResult:
     run: Path
     """Its directory."""
     outcome: str
-    """finished, early_stop or time_limit."""
+    """finished, early_stop, teacher_exhausted or time_limit."""
     step: int
     """Optimizer steps taken."""
     checkpoint: Path
@@ -78,6 +78,7 @@ def run_steps(trainer: Trainer, interrupts: Interrupts) -> str:
     if trainer.step == 0:
         trainer.evaluate()
         trainer.heed(interrupts)
+        trainer.probe_teacher()
     outcome = "finished"
     while trainer.step < config.run.steps:
         rollouts = trainer.next_rollouts()
@@ -89,9 +90,13 @@ def run_steps(trainer: Trainer, interrupts: Interrupts) -> str:
         # An evaluation goes before the checkpoint of its step, which keeps what it found.
         if trainer.due(config.evaluation.every) or trainer.step == config.run.steps:
             trainer.evaluate()
+        exhausted = trainer.probe_teacher()
         if trainer.due(config.run.save_every) and trainer.applied:
             trainer.save()
         trainer.heed(interrupts)
+        if exhausted:
+            outcome = "teacher_exhausted"
+            break
         if trainer.stalled():
             outcome = "early_stop"
             break

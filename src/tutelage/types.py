@@ -53,6 +53,8 @@ class RenderedPrompt:
     """Token ids, special tokens and generation header included."""
     teacher_ids: tuple[int, ...] | None = None
     """The prompt as the teacher reads it; None: the same ids."""
+    max_new_tokens: int | None = None
+    """Most tokens of its completions, where that is fewer than the sampling parameters allow."""
 
     def for_teacher(self) -> RenderedPrompt:
         """The prompt that the teacher answers when it samples."""

@@ -188,3 +188,26 @@ def test_finished_rows_leave_the_batch_without_changing_the_others(student):
     assert sum(r.finish_reason == "stop" for r in together) > 15  # so the batch did shrink
     apart = replace(student, batch_size=1).sample(rows, longer, seed=5, step=0)
     assert [r.completion_ids for r in together] == [r.completion_ids for r in apart]
+
+
+def test_equal_prompts_are_read_once(student):
+    read = []
+    hook = student.model.register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    rows = prompts(student, 2)
+    student.sample(rows, PARAMS, group_size=5, seed=0, step=0)
+    hook.remove()
+    assert read[0][0] == 2
+    assert read[1][0] == 10
+
+
+def test_a_prompts_own_limit_ends_its_completions_and_changes_no_token(student):
+    rows = prompts(student)
+    free = student.sample(rows, PARAMS, seed=2, step=0)
+    short = [replace(row, max_new_tokens=1 + i % 4) for i, row in enumerate(rows)]
+    limited = student.sample(short, PARAMS, seed=2, step=0)
+    for i, (one, other) in enumerate(zip(free, limited, strict=True)):
+        assert other.completion_ids == one.completion_ids[: 1 + i % 4]
+        ended = other.completion_ids[-1] in student.stop_ids
+        assert other.finish_reason == ("stop" if ended else "length")

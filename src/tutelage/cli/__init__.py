@@ -10,6 +10,7 @@ VERBS = {
     "plan": "resolved settings, memory and tokens of a run; touches no weights",
     "train": "distil a teacher into a student on the student's own samples",
     "eval": "accuracy of a model: avg@n and pass@k with intervals",
+    "align": "where each teacher pushes the student towards success, without training",
     "presets": "the settings that `preset: NAME` starts from",
     "report": "one HTML page from one or more run directories",
     "lab": "build the embedded models anew",

@@ -65,6 +65,12 @@ class Display:
         self.console.print(line, markup=False)
 
 
+def say(line: str) -> None:
+    """One line on stderr; model text and paths are never read as markup."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(line, markup=False)
+
+
 def _evaluation_line(record: Record) -> str:
     parts = [f"step {record['step']:>4}"]
     if "accuracy" in record:

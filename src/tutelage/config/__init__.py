@@ -4,6 +4,7 @@ Defaults are the recommended values. A key that does not exist, a value out of
 range or a combination that cannot be right is a `UsageError` naming the field.
 """
 
+from tutelage.config.align import CONTEXTS, AlignConfig, ProbeConfig
 from tutelage.config.base import (
     Section,
     tagged,
@@ -84,8 +85,10 @@ from tutelage.config.run import (
 )
 
 __all__ = [
+    "CONTEXTS",
     "ESTIMATORS_THAT_DO_NOT_DISTIL",
     "JSD",
+    "AlignConfig",
     "AnnealSchedule",
     "ArithmeticTarget",
     "Baseline",
@@ -116,6 +119,7 @@ __all__ = [
     "Pattern",
     "PositionWeight",
     "Power",
+    "ProbeConfig",
     "PromptFormat",
     "PromptWeight",
     "ReasoningGym",

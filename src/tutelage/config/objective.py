@@ -218,7 +218,9 @@ class ReliabilityWeight(_NormalisedWeight):
     type: Literal["reliability"] = "reliability"
     table: str
     """JSON file with `positions` and `entropies` (inner bin edges) and `weights` (rows by
-    position)."""
+    position), as `align` writes it."""
+    gate: bool = False
+    """Train on the tokens of cells above 0 alike and on no others."""
 
 
 TokenWeight = Annotated[

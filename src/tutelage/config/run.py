@@ -12,6 +12,7 @@ from pydantic import (
     model_validator,
 )
 
+from tutelage.config.align import AlignConfig
 from tutelage.config.base import Section, tagged
 from tutelage.config.objective import (
     CorrectnessWeight,
@@ -213,6 +214,8 @@ class Config(Section):
     """Held-out evaluation."""
     guards: GuardConfig = GuardConfig()
     """When to stop."""
+    align: AlignConfig = AlignConfig()
+    """Gradient alignment by targeted rollouts; read by `align`."""
     run: RunConfig = RunConfig()
     """The run itself."""
 
@@ -274,6 +277,35 @@ class Config(Section):
                         f"{self.rollout.student_share} lets the teacher draw some; use top_k or "
                         "full alone, or student_share: 1"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _probe_can_act(self) -> "Config":
+        probe = self.align.probe
+        if probe is None:
+            return self
+        if not self.is_judged:
+            raise ValueError(
+                "align.probe asks which tokens lead to right answers, so it needs "
+                "data.verifier; set one"
+            )
+        if self.rollout.top_p < 1 or self.rollout.top_k:
+            raise ValueError(
+                "align.probe compares the student's probabilities with its own "
+                "rollouts; leave rollout.top_p 1 and rollout.top_k 0"
+            )
+        others = self.align.teachers
+        if probe.policy == "switch_teacher":
+            if not others:
+                raise ValueError(
+                    "align.probe.policy switch_teacher needs another teacher in align.teachers"
+                )
+            own = [n for n, m in {"teacher": self.teacher, **others}.items() if m.own_prompt]
+            if own:
+                raise ValueError(
+                    f"align.probe.policy switch_teacher: {', '.join(own)} reads a prompt of its "
+                    "own, and all teachers of a run must read what the student reads"
+                )
         return self
 
     @property

@@ -116,6 +116,7 @@ class LocalModel:
                 [prompt.ids for prompt, _ in chosen],
                 draws.to(self.device),
                 params,
+                [prompt.max_new_tokens or params.max_new_tokens for prompt, _ in chosen],
                 self.stop_ids,
                 self.vocabulary,
             )
@@ -331,24 +332,30 @@ def decode(
     prompts: Sequence[Sequence[int]],
     draws: Tensor,
     params: SamplingParams,
+    limits: Sequence[int],
     stops: frozenset[int],
     vocabulary: int,
 ) -> list[Completion]:
     """Completions of left-padded prompts, row i drawn by the uniforms `draws[i]` alone.
 
-    Finished rows leave the batch once they are half of it.
+    Row i ends after `limits[i]` tokens, if not before.
+
+    Equal prompts are read once. Finished rows leave the batch once they are half of it.
     """
-    longest = max(map(len, prompts))
-    padded = any(len(prompt) != longest for prompt in prompts)
+    unique = {prompt: i for i, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+    longest = max(map(len, unique))
+    padded = any(len(prompt) != longest for prompt in unique)
     device = model.device
-    input_ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+    input_ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in unique], device=device)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in unique], device=device)
+    copies = torch.tensor([unique[tuple(prompt)] for prompt in prompts], device=device)
     stop_tensor = torch.tensor(sorted(stops), dtype=torch.long, device=device)
     rows = torch.arange(len(prompts), device=device)  # which prompt each row of the batch is
     alive = torch.ones(len(prompts), dtype=torch.bool, device=device)
     ids_out = torch.full((len(prompts), params.max_new_tokens), -1, dtype=torch.long, device=device)
     logprobs_out = torch.zeros((len(prompts), params.max_new_tokens), device=device)
-    lengths = torch.full((len(prompts),), params.max_new_tokens, device=device)
+    most = torch.tensor(limits, device=device).clamp_max(params.max_new_tokens)
+    lengths = most.clone()
     takes_positions = "position_ids" in inspect.signature(model.forward).parameters
     cache: Any = None
     for place in range(params.max_new_tokens):
@@ -361,9 +368,12 @@ def decode(
         output = model(
             input_ids=input_ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **extra
         )
-        cache = output.past_key_values
+        cache, logits = output.past_key_values, output.logits[:, -1, :vocabulary]
+        if place == 0 and len(unique) < len(prompts):
+            cache.batch_select_indices(copies)
+            logits, mask = logits[copies], mask[copies]
         token, logprob = draw(
-            output.logits[:, -1, :vocabulary],
+            logits,
             draws[rows, place],
             params.temperature,
             params.top_p,
@@ -371,7 +381,7 @@ def decode(
         )
         ids_out[rows[alive], place] = token[alive]
         logprobs_out[rows[alive], place] = logprob[alive].float()
-        ended = alive & torch.isin(token, stop_tensor)
+        ended = alive & (torch.isin(token, stop_tensor) | (most[rows] <= place + 1))
         lengths[rows[ended]] = place + 1
         alive = alive & ~ended
         live = int(alive.sum())

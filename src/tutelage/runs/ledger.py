@@ -35,6 +35,11 @@ class Ledger:
     def __getitem__(self, unit: str) -> dict[str, Any]:
         return self._done[unit]
 
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The results of all finished units, each with its name."""
+        return list(self._done.values())
+
     def record(self, unit: str, result: Mapping[str, Any]) -> None:
         """Mark a unit done, with its result.
 

@@ -7,8 +7,8 @@ import yaml
 from pydantic import TypeAdapter
 
 from tutelage import config as c
+from tutelage.alignment.moves import as_move, node_moves
 from tutelage.config.reading import preset_names, preset_text
-from tutelage.diagnose.moves import as_move, node_moves
 from tutelage.objective import logit_gradient, target_logprobs, token_losses
 from tutelage.ops.alignment import moves
 

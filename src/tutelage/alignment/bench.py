@@ -1,0 +1,215 @@
+"""An alignment at work: sample, look, design, roll out, estimate; nothing here touches the disk."""
+
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tutelage.alignment.branches import Branch, roll_out
+from tutelage.alignment.estimates import Alignment, estimate
+from tutelage.alignment.nodes import rest_of
+from tutelage.alignment.spines import Candidate, Spine, read_by
+from tutelage.alignment.tree import Tree, design, spines_of
+from tutelage.config import AlignConfig, PromptFormat
+from tutelage.data.render import render
+from tutelage.data.verify import Verify
+from tutelage.errors import DataError
+from tutelage.models.compatibility import require_context
+from tutelage.models.local import LocalModel
+from tutelage.ops.alignment.moves import Move
+from tutelage.types import Prompt, RenderedPrompt, Rollout, SamplingParams
+
+_SEEDS_APART = 1_000_003
+NATURAL_STEP = -4
+"""The step of natural rollouts: no training step, evaluation or branch has it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Everything an alignment works with."""
+
+    student: LocalModel
+    """Who samples."""
+    candidates: Sequence[Candidate]
+    """Who is compared."""
+    objectives: Mapping[str, Move]
+    """What is compared, by name; `objective` is the run's own."""
+    prompts: Sequence[RenderedPrompt]
+    """The questions."""
+    verify: Verify
+    """Judges an answer."""
+    settings: AlignConfig
+    """How much of everything."""
+    max_new_tokens: int
+    """Most tokens of a completion."""
+    temperature: float
+    """Of sampling, and of both sides' probabilities."""
+    use_chat_template: bool
+    """As `DataConfig.use_chat_template`."""
+    seed: int
+    """Decides every draw."""
+
+    def at(self, step: int) -> "Bench":
+        """The same with draws that belong to a step of training."""
+        return replace(self, seed=self.seed + _SEEDS_APART * step)
+
+    def judge(self, rollouts: Sequence[Rollout]) -> list[float | None]:
+        """Verdicts, in order."""
+        return [self.verify(r.prompt, r.text) for r in rollouts]
+
+
+def plant(bench: Bench) -> Tree:
+    """Natural rollouts, spines, nodes and numbers of targeted rollouts."""
+    params = SamplingParams(max_new_tokens=bench.max_new_tokens, temperature=bench.temperature)
+    samples = bench.settings.samples
+    drawn = bench.student.sample(
+        bench.prompts, params, group_size=samples, seed=bench.seed, step=NATURAL_STEP
+    )
+    drawn = [replace(r, reward=v) for r, v in zip(drawn, bench.judge(drawn), strict=True)]
+    groups = [drawn[i : i + samples] for i in range(0, len(drawn), samples)]
+    chosen = spines_of(groups, bench.settings.spines, bench.seed)
+    others = {group[0].prompt.id: group for group in groups}
+    summaries = _summaries(bench, others)
+    spines = [
+        Spine(
+            rollout=rollout,
+            weight=weight,
+            views={
+                candidate.name: read_by(
+                    candidate,
+                    rollout,
+                    others[rollout.prompt.id],
+                    summaries.get(rollout.prompt.id),
+                    bench.use_chat_template,
+                )
+                for candidate in bench.candidates
+            },
+        )
+        for rollout, weight in chosen
+    ]
+    for candidate in bench.candidates:
+        read = [len(v) for spine in spines if (v := spine.views[candidate.name]) is not None]
+        if not read:
+            raise DataError(
+                f"{candidate.name} has nothing to read at any spine: no question has another "
+                "right (or wrong) rollout to show; raise align.samples, or choose other questions"
+            )
+        require_context(candidate.model, candidate.name, max(read), bench.max_new_tokens)
+    return design(
+        bench.student,
+        bench.candidates,
+        bench.objectives,
+        spines,
+        groups,
+        bench.settings,
+        bench.judge,
+        max_new_tokens=bench.max_new_tokens,
+        seed=bench.seed,
+    )
+
+
+def _summaries(bench: Bench, groups: Mapping[str, Sequence[Rollout]]) -> dict[str, str]:
+    """The student's own summary of a right rollout of each question, where a teacher shows one."""
+    if not any(candidate.wants("summary") for candidate in bench.candidates):
+        return {}
+    solved = [
+        next(r for r in group if r.reward == 1)
+        for group in groups.values()
+        if any(r.reward == 1 for r in group)
+    ]
+    asked = [
+        Prompt(
+            id=f"{r.prompt.id}/summary",
+            text=f"Summarise this solution in two sentences, without its result:\n\n{r.text}",
+        )
+        for r in solved
+    ]
+    rendered, _ = render(asked, bench.student.tokenizer, PromptFormat(), 10**9)
+    params = SamplingParams(max_new_tokens=bench.max_new_tokens, temperature=bench.temperature)
+    written = bench.student.sample(
+        rendered, params, group_size=1, seed=bench.seed, step=NATURAL_STEP
+    )
+    return {r.prompt.id: w.text for r, w in zip(solved, written, strict=True)}
+
+
+def blocks(
+    tree: Tree, rows: int, done: Callable[[Branch], bool] = lambda branch: False
+) -> Iterator[list[Branch]]:
+    """Branches still to do, whole questions together, the shallow ones of a block first.
+
+    A block has enough rollouts to fill a batch; answers about finished questions
+    are answers about a fair sample of them.
+    """
+    block: list[Branch] = []
+    previous: str | None = None
+    for branch in tree.branches:
+        if branch.spine.question != previous and sum(b.rollouts for b in block) >= rows:
+            yield block
+            block = []
+        previous = branch.spine.question
+        if not done(branch):
+            block.append(branch)
+    if block:
+        yield block
+
+
+def grow(
+    bench: Bench, tree: Tree, branches: Sequence[Branch]
+) -> Iterator[tuple[Branch, dict[str, Any]]]:
+    """Roll out some branches, similar depths in one batch; a record each as it is done."""
+    nodes = {node.name: node for node in tree.nodes}
+    spines = {branch.spine.name: branch.spine for branch in branches}
+    rests = {
+        name: values
+        for spine in spines.values()
+        for name, values in rest_of(
+            bench.student, spine, [n for n in tree.nodes if n.spine == spine.name]
+        ).items()
+    }
+    batch: list[Branch] = []
+    ordered = sorted(branches, key=lambda b: (b.depth, b.name))
+    for place, branch in enumerate(ordered):
+        batch.append(branch)
+        full = sum(b.rollouts for b in batch) >= bench.student.batch_size
+        if full or place == len(ordered) - 1:
+            yield from roll_out(
+                bench.student,
+                batch,
+                nodes,
+                rests,
+                bench.judge,
+                bench.student.decode_text,
+                stops=bench.student.stop_ids,
+                max_new_tokens=bench.max_new_tokens,
+                temperature=bench.temperature,
+                seed=bench.seed,
+            )
+            batch = []
+
+
+def conclude(
+    bench: Bench, tree: Tree, records: Sequence[Mapping[str, Any]], draws: int = 2000
+) -> Alignment:
+    """Every answer from the branches done so far."""
+    return estimate(
+        tree,
+        records,
+        lambda token: kind_of(bench.student.tokens([token])[0]),
+        window=bench.settings.window,
+        use_backup=bench.settings.backup,
+        seed=bench.seed,
+        draws=draws,
+    )
+
+
+def kind_of(text: str) -> str:
+    """What sort of token a text is: space, number, word, mark or special."""
+    bare = text.strip()
+    if not bare:
+        return "space"
+    if bare.startswith("<") and bare.endswith(">") and len(bare) > 2:
+        return "special"
+    categories = {unicodedata.category(letter)[0] for letter in bare}
+    if "N" in categories:
+        return "number"
+    return "word" if "L" in categories else "mark"

@@ -1,0 +1,248 @@
+"""The verb `align`: an alignment with its files."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tutelage.alignment.bench import Bench, blocks, conclude, grow, plant
+from tutelage.alignment.estimates import (
+    Alignment,
+    gather,
+    plain,
+    reliability_table,
+    token_records,
+)
+from tutelage.alignment.moves import as_move
+from tutelage.alignment.spines import Candidate
+from tutelage.alignment.tree import Tree, load_tree, save_tree
+from tutelage.config import (
+    CONTEXTS,
+    Config,
+    ModelConfig,
+    Objective,
+    PromptFormat,
+    dump_config,
+    load_config,
+)
+from tutelage.data.prompts import load_prompts
+from tutelage.data.render import render
+from tutelage.data.verify import choose_verifier
+from tutelage.errors import DataError, Interrupted, Preempted, UsageError
+from tutelage.models.compatibility import require_context, require_same_tokens, share_vocabulary
+from tutelage.models.local import LocalModel, load_model
+from tutelage.ops.alignment.moves import Move
+from tutelage.runs.directory import (
+    create_run,
+    environment,
+    full_disk_told,
+    open_run,
+    replace_text,
+    reserve_run,
+    to_json,
+)
+from tutelage.runs.interrupts import Interrupts
+from tutelage.runs.ledger import Ledger
+
+Observer = Callable[[dict[str, Any]], None]
+_SHOW_EVERY_S = 2.0
+
+
+def align(
+    config: Config,
+    output: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    observer: Observer = lambda record: None,
+) -> Alignment:
+    """Say, without training, where each teacher pushes the student towards success.
+
+    The directory `output` keeps what every number comes from: spines.jsonl, nodes.jsonl,
+    rollouts.jsonl (a line a finished branch), alignment.json, tokens.jsonl, reliability.json.
+
+    Raises:
+        TutelageError: whatever the user can mend; see `tutelage.errors`.
+    """
+    if resume and overwrite:
+        raise UsageError("--resume continues and --overwrite deletes; give one of them")
+    with full_disk_told(output):
+        if resume:
+            folder = open_run(output).path
+            if load_config(folder / "config.yaml") != config:
+                raise UsageError(
+                    f"--resume continues with the settings in {folder / 'config.yaml'}, and these "
+                    "differ; leave them as they were, or choose another --output"
+                )
+            bench = prepare_bench(config)
+            tree = load_tree(folder, {p.prompt.id: p.prompt for p in bench.prompts})
+        else:
+            reserve_run(output, overwrite=overwrite)
+            bench = prepare_bench(config)
+            tree = plant(bench)
+            folder = create_run(output, overwrite=overwrite).path
+            save_tree(tree, folder)
+            replace_text(folder / "environment.json", to_json(environment()))
+            replace_text(folder / "config.yaml", dump_config(config))  # last: now it can go on
+        with Interrupts() as interrupts:
+            observer({"kind": "plan", **tree.plan()})
+            ledger = Ledger(folder / "rollouts.jsonl")
+            shown = time.monotonic()
+            for part in blocks(tree, bench.student.batch_size, done=lambda b: b.name in ledger):
+                for branch, record in grow(bench, tree, part):
+                    ledger.record(branch.name, {"spine": branch.spine.name, **record})
+                if time.monotonic() - shown > _SHOW_EVERY_S:
+                    observer(_so_far(bench, tree, ledger))
+                    shown = time.monotonic()
+                if interrupts.requested:
+                    kind = Interrupted if interrupts.requested == "SIGINT" else Preempted
+                    raise kind(
+                        f"stopped by {interrupts.requested}; every finished rollout is kept in "
+                        f"{folder}; continue with tutelage align --resume"
+                    )
+        records = ledger.records
+        found = conclude(bench, tree, records)
+        write_results(bench, tree, records, found, folder)
+    return found
+
+
+def prepare_bench(config: Config) -> Bench:
+    """Load and fit together what the config names.
+
+    Raises:
+        TutelageError: what cannot work, and how to mend it.
+    """
+    settings = config.align
+    if config.rollout.top_p < 1 or config.rollout.top_k:
+        raise UsageError(
+            "align compares the student's probabilities with the success of its own rollouts, so "
+            "both must come from one distribution; leave rollout.top_p 1 and rollout.top_k 0"
+        )
+    source = config.data.eval_prompts or config.data.prompts
+    prompts = load_prompts(source)
+    verify = choose_verifier(config.data, prompts)
+    if verify is None:
+        raise UsageError(
+            "align asks after which tokens answers come out right, so it needs data.verifier"
+        )
+    student = load_model(config.student, "student")
+    candidates = candidates_of(config, student)
+    fit_together(config, student, candidates)
+    rendered, dropped = render(
+        prompts,
+        student.tokenizer,
+        config.student,
+        config.data.max_prompt_tokens,
+        config.data.use_chat_template,
+    )
+    if not rendered:
+        raise DataError(f"{source}: all {dropped} prompts exceed data.max_prompt_tokens")
+    count = min(settings.questions, len(rendered))
+    chosen = [rendered[(2 * i + 1) * len(rendered) // (2 * count)] for i in range(count)]
+    longest = max(len(prompt.ids) for prompt in chosen)
+    require_context(student, "student", longest, config.rollout.max_new_tokens)
+    objectives = {"objective": config.objective, **settings.objectives}
+    return Bench(
+        student=student,
+        candidates=candidates,
+        objectives={name: move_of(name, o) for name, o in objectives.items()},
+        prompts=chosen,
+        verify=verify,
+        settings=settings,
+        max_new_tokens=config.rollout.max_new_tokens,
+        temperature=config.rollout.temperature,
+        use_chat_template=config.data.use_chat_template,
+        seed=config.run.seed,
+    )
+
+
+def candidates_of(
+    config: Config, student: LocalModel, teacher: LocalModel | None = None
+) -> list[Candidate]:
+    """All teachers of `align`; those of one path share their weights.
+
+    `teacher` is the run's, where it is loaded: then the student trains, and a teacher at its path
+    is the student as it was.
+    """
+    own, given = config.student, config.teacher
+    loaded = (
+        {(own.path, own.dtype): student}
+        if teacher is None
+        else {(given.path, given.dtype): teacher}
+    )
+    found: list[Candidate] = []
+    for name, settings in {"teacher": config.teacher, **config.align.teachers}.items():
+        key = (settings.path, settings.dtype)
+        if key not in loaded:
+            role = "teacher" if name == "teacher" else f"align.teachers.{name}"
+            loaded[key] = load_model(settings, role)
+            require_same_tokens(student.tokenizer, loaded[key].tokenizer)
+            loaded[key].model.requires_grad_(False)
+        view = _view(settings)
+        found.append(Candidate(name=name, model=loaded[key], view=view))
+    for context in config.align.contexts:
+        format_ = config.student.model_dump(include=set(PromptFormat.model_fields))
+        view = PromptFormat(**{**format_, "user_prompt": CONTEXTS[context]})
+        found.append(Candidate(name=f"self:{context}", model=student, view=view))
+    return found
+
+
+def move_of(name: str, objective: Objective) -> Move:
+    """The move of an objective of the settings.
+
+    Raises:
+        UsageError: it needs more than the two distributions at a state.
+    """
+    try:
+        return as_move(objective)
+    except ValueError as error:
+        where = "objective" if name == "objective" else f"align.objectives.{name}"
+        raise UsageError(f"{where} has no move at a single state: {error}") from None
+
+
+def _view(settings: ModelConfig) -> PromptFormat | None:
+    return settings if settings.own_prompt else None
+
+
+def fit_together(config: Config, student: LocalModel, candidates: Sequence[Candidate]) -> None:
+    """Let all models use the same ids and the run's temperature."""
+    others = {id(c.model): c.model for c in candidates if c.model is not student}
+    share_vocabulary(student, *others.values())
+    for model in (student, *others.values()):
+        model.temperature, model.batch_size = config.rollout.temperature, config.rollout.batch_size
+
+
+def write_results(
+    bench: Bench,
+    tree: Tree,
+    records: Sequence[Mapping[str, Any]],
+    found: Alignment,
+    folder: Path,
+) -> None:
+    """alignment.json, tokens.jsonl and reliability.json."""
+    nodes = gather(tree, records, use_backup=bench.settings.backup)
+    lines = token_records(tree, nodes, bench.student.tokens)
+    replace_text(folder / "tokens.jsonl", "".join(to_json(line) + "\n" for line in lines))
+    table = reliability_table(nodes, tree, "teacher")
+    replace_text(folder / "reliability.json", to_json(table))
+    replace_text(folder / "alignment.json", to_json({"plan": tree.plan(), **found.to_dict()}))
+
+
+def _so_far(bench: Bench, tree: Tree, ledger: Ledger) -> dict[str, Any]:
+    """A first answer from the questions that are done."""
+    done = len(ledger)
+    told: dict[str, Any] = {"kind": "progress", "done": done, "of": len(tree.branches)}
+    try:
+        found = conclude(bench, tree, ledger.records, draws=200)
+    except ValueError:
+        return told
+    pooled = found.pooled.get(("teacher", "objective"))
+    if pooled is None:
+        return told
+    return told | plain(
+        {
+            "questions": pooled.questions,
+            "advantage": pooled.advantage.value,
+            "advantage_interval": pooled.advantage.interval,
+        }
+    )

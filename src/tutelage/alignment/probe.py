@@ -1,0 +1,100 @@
+"""A small alignment while a student trains: does its teacher still help?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tutelage.alignment.bench import Bench, blocks, conclude, grow, plant
+from tutelage.alignment.estimates import Alignment
+from tutelage.alignment.job import candidates_of, fit_together, move_of
+from tutelage.config import Config
+from tutelage.errors import DataError, UsageError
+from tutelage.metrics import Record
+from tutelage.models.local import LocalModel
+from tutelage.session import Session
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Probes of one run; each draws afresh."""
+
+    bench: Bench
+    """The student as it trains, every teacher, and held-out questions."""
+
+    @property
+    def external(self) -> dict[str, LocalModel]:
+        """Frozen models that may teach, by name."""
+        student = self.bench.student
+        return {c.name: c.model for c in self.bench.candidates if c.model is not student}
+
+    def __call__(self, step: int, teacher: str) -> tuple[Record, Alignment | None]:
+        """What a probe says of the present teacher after `step` steps, and of all of them.
+
+        A record without numbers tells that the student is right, or wrong, everywhere.
+        """
+        told: Record = {"alignment/teacher": teacher}
+        bench = self.bench.at(step)
+        try:
+            tree = plant(bench)
+        except DataError as error:
+            return told | {"alignment/note": str(error)}, None
+        records = [
+            {"unit": branch.name, "spine": branch.spine.name, **record}
+            for part in blocks(tree, bench.student.batch_size)
+            for branch, record in grow(bench, tree, part)
+        ]
+        found = conclude(bench, tree, records)
+        told["alignment/tokens"] = found.tokens + tree.natural_tokens
+        pooled = found.pooled[teacher, "objective"]
+        if pooled.reliability is not None:
+            told["alignment/reliability"] = pooled.reliability
+        for name in ("advantage", "dot", "alignment"):
+            estimate = getattr(pooled, name)
+            if estimate is None:
+                continue
+            key = "alignment/cosine" if name == "alignment" else f"alignment/{name}"
+            told[key] = estimate.value
+            if estimate.interval is not None:
+                told[f"{key}/low"], told[f"{key}/high"] = estimate.interval
+        return told, found
+
+
+def make_probe(config: Config, session: Session) -> Probe | None:
+    """The probe that the settings ask for.
+
+    Raises:
+        TutelageError: a further teacher that cannot be used, or an objective without a move.
+    """
+    settings = config.align.probe
+    if settings is None:
+        return None
+    if session.verify is None or not session.held_out:
+        raise UsageError(
+            "align.probe judges rollouts of held-out questions; set data.verifier, and "
+            "data.held_out or data.eval_prompts"
+        )
+    student, teacher = session.models.student, session.models.teacher
+    candidates = candidates_of(config, student, teacher)
+    fit_together(config, student, candidates)
+    count = min(settings.questions, len(session.held_out))
+    places = [(2 * i + 1) * len(session.held_out) // (2 * count) for i in range(count)]
+    return Probe(
+        Bench(
+            student=student,
+            candidates=candidates,
+            objectives={"objective": move_of("objective", config.objective)},
+            prompts=[session.held_out[place] for place in places],
+            verify=session.verify,
+            settings=config.align.model_copy(update={"budget": settings.budget}),
+            max_new_tokens=config.rollout.max_new_tokens,
+            temperature=config.rollout.temperature,
+            use_chat_template=config.data.use_chat_template,
+            seed=config.run.seed,
+        )
+    )
+
+
+def best_teacher(found: Alignment, names: Sequence[str]) -> str | None:
+    """Of these teachers, the one with the largest advantage, if its interval is above 0."""
+    advantages = {name: found.pooled[name, "objective"].advantage for name in names}
+    helpful = {n: a.value for n, a in advantages.items() if a.interval and a.interval[0] > 0}
+    return max(helpful, key=lambda name: helpful[name], default=None)

@@ -1,0 +1,154 @@
+"""The verb: files, stops and resumes, self-teachers, refusals."""
+
+import json
+import os
+import signal
+
+import pytest
+
+from helpers import read_jsonl
+from tutelage import align
+from tutelage.alignment.bench import kind_of, plant
+from tutelage.alignment.job import prepare_bench
+from tutelage.alignment.spines import read_by
+from tutelage.cli import main
+from tutelage.config import ReliabilityWeight, parse_config
+from tutelage.credit import read_table
+from tutelage.errors import DataError, Preempted, UsageError
+from tutelage.lab.embedded import model_path
+
+
+def changed(tree, section, **values):
+    return parse_config({**tree, section: {**tree.get(section, {}), **values}})
+
+
+def test_a_stopped_alignment_goes_on_and_ends_the_same(tree, tmp_path):
+    config = parse_config(tree)
+    undisturbed = align(config, tmp_path / "whole").to_dict()
+    stops = []
+
+    def stop(record):
+        if record["kind"] == "plan" and len(stops) < 3:
+            stops.append(record)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    for attempt in range(3):
+        with pytest.raises(Preempted, match="--resume"):
+            align(config, tmp_path / "cut", resume=attempt > 0, observer=stop)
+        ledger = tmp_path / "cut" / "rollouts.jsonl"
+        torn = ledger.read_bytes()
+        ledger.write_bytes(torn[: len(torn) - 7])  # as a kill in mid-write leaves it
+    assert align(config, tmp_path / "cut", resume=True).to_dict() == undisturbed
+    units = [record["unit"] for record in read_jsonl(ledger)]
+    assert len(units) == len(set(units)) > 0
+    for name in ("alignment.json", "tokens.jsonl", "reliability.json"):
+        assert (tmp_path / "cut" / name).read_text() == (tmp_path / "whole" / name).read_text()
+
+
+def test_resuming_with_other_settings_is_refused(tree, tmp_path):
+    align(parse_config(tree), tmp_path / "out")
+    with pytest.raises(UsageError, match="these differ"):
+        align(changed(tree, "align", budget=7000), tmp_path / "out", resume=True)
+    with pytest.raises(UsageError, match="--overwrite"):
+        align(parse_config(tree), tmp_path / "out")
+
+
+def test_the_command_prints_a_plan_first_and_leaves_a_table_that_training_reads(
+    tree, tmp_path, capsys
+):
+    file = tmp_path / "run.yaml"
+    file.write_text(json.dumps(tree))
+    assert main(["align", "-c", str(file), "-o", str(tmp_path / "out"), "--json"]) == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert err.startswith("6 questions, ")
+    teacher = found["teachers"]["teacher"]["objectives"]
+    assert set(teacher) == {"objective", "reverse_kl", "forward_kl"}
+    assert set(teacher["objective"]["by"]) == {"outcome", "depth", "entropy", "token"}
+    positions, entropies, weights = read_table(str(tmp_path / "out" / "reliability.json"))
+    assert weights.shape == (len(positions) + 1, len(entropies) + 1)
+    assert weights.max() == 1
+    ReliabilityWeight(table=str(tmp_path / "out" / "reliability.json"))
+    spine = read_jsonl(tmp_path / "out" / "tokens.jsonl")[0]
+    node = spine["nodes"][0]
+    assert len(node["children"]) == len(node["student"]) == len(node["success"])
+    assert sum(node["student"]) == pytest.approx(1)
+    assert {"dot", "advantage", "cosine", "move"} == set(node["teachers"]["teacher"]["objective"])
+
+
+def test_several_teachers_share_one_tree(tree, tmp_path):
+    config = changed(tree, "align", teachers={"other": {"path": str(model_path("same_data"))}})
+    found = align(config, tmp_path / "out").to_dict()
+    assert set(found["teachers"]) == {"teacher", "other"}
+    assert set(found["differences"]) == {"teacher - other"}
+    assert set(found["best_teacher"].values()) <= {"teacher", "other", None}
+
+
+def test_a_self_teacher_is_shown_another_rollout_than_the_one_it_scores(tree):
+    path = tree["student"]["path"]
+    turn = {"path": path, "user_prompt": "{correct}{question}"}
+    bench = prepare_bench(changed(tree, "align", teachers={"self": turn}, samples=12))
+    assert bench.candidates[1].model is bench.student
+    grown = plant(bench)
+    read = {name: spine.views["self"] for name, spine in grown.spines.items()}
+    assert any(ids is None for ids in read.values()) or all(read.values())
+    for name, ids in read.items():
+        spine = grown.spines[name]
+        if ids is None:
+            assert all(
+                node.q[1].size and (node.q[1] != node.q[1]).all()
+                for node in grown.nodes
+                if node.spine == name
+            )
+        else:
+            assert len(ids) > len(spine.rollout.prompt_ids)
+    spine = next(s for s in grown.spines.values() if s.right)
+    assert read_by(bench.candidates[1], spine.rollout, [spine.rollout], None, True) is None
+
+
+def test_ready_made_contexts_become_self_teachers(tree):
+    config = changed(tree, "align", contexts=["answer", "demonstration"])
+    names = [candidate.name for candidate in prepare_bench(config).candidates]
+    assert names == ["teacher", "self:answer", "self:demonstration"]
+
+
+def test_what_cannot_be_aligned_is_refused(tree, tmp_path, gpt2_pair):
+    cases = [
+        (("data", {"verifier": None}), UsageError, "needs data.verifier"),
+        (("rollout", {"top_p": 0.9}), UsageError, "leave rollout.top_p 1"),
+        (("align", {"budget": 100}), UsageError, "not enough"),
+        (("align", {"teachers": {"x": {"path": str(gpt2_pair[0])}}}), UsageError, "disagree"),
+        (("data", {"verifier": {"type": "pattern", "pattern": "(never)"}}), DataError, "easier"),
+        (("rollout", {"max_new_tokens": 4000}), UsageError, "reads .* tokens"),
+        (
+            ("objective", {"type": "full", "return_to_go": 0.9}),
+            UsageError,
+            "no move at a single state",
+        ),
+    ]
+    for (section, values), error, message in cases:
+        with pytest.raises(error, match=message):
+            align(changed(tree, section, **values), tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"cap": 4, "floor": 5}, "must not be below floor"),
+        ({"spines": 9}, "are chosen among samples"),
+        ({"teachers": {"teacher": {"path": "x"}}}, "is taken"),
+        ({"objectives": {"objective": {"type": "full"}}}, "the run's own"),
+    ],
+)
+def test_wrong_settings_cannot_be_written(tree, section, message):
+    with pytest.raises(UsageError, match=message):
+        changed(tree, "align", **section)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [(" ", "space"), ("12", "number"), (" the", "word"), ("##", "mark"), ("<|end|>", "special")],
+)
+def test_tokens_are_sorted_by_what_they_are(text, kind):
+    assert kind_of(text) == kind
