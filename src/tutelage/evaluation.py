@@ -1,14 +1,14 @@
 """How good is a model: avg@n and pass@k with intervals, question by question."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
 from tutelage.config import DataConfig, EvaluationConfig, ModelConfig, section
 from tutelage.data.prompts import load_prompts
 from tutelage.data.render import render
-from tutelage.data.verify import Verify, choose_verifier
+from tutelage.data.verify import Verify, choose_verifier, judge
 from tutelage.errors import DataError, UsageError
 from tutelage.metrics import Record
 from tutelage.models.base import Sampler
@@ -91,7 +91,7 @@ def evaluate(
     """
     rollouts = sampler.sample(prompts, params, group_size=samples, seed=seed, step=step)
     if verify is not None:
-        rollouts = [replace(r, reward=verify(r.prompt, r.text)) for r in rollouts]
+        rollouts = judge(rollouts, verify)
     return Evaluation(
         tuple(Question(tuple(rollouts[i : i + samples])) for i in range(0, len(rollouts), samples))
     )

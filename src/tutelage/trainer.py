@@ -25,6 +25,7 @@ from tutelage.config import (
     load_config,
 )
 from tutelage.credit import pass_rate_weights
+from tutelage.data.verify import judge
 from tutelage.errors import GuardStop, Interrupted, Preempted, UsageError
 from tutelage.evaluation import evaluate, write_questions
 from tutelage.gradient import accumulate, measure
@@ -190,7 +191,7 @@ class Trainer:
         if verify is None:
             return rollouts
         with self.timings("verify"):
-            return [replace(r, reward=verify(r.prompt, r.text)) for r in rollouts]
+            return judge(rollouts, verify)
 
     def update(self, rollouts: Sequence[Rollout]) -> None:
         """One optimizer step on all rollouts, and its record."""
