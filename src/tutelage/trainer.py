@@ -35,6 +35,7 @@ from tutelage.metrics import (
     overlap_k,
     summarise_positions,
     summarise_rollouts,
+    summarise_sources,
     summarise_tokens,
     token_scores,
 )
@@ -350,6 +351,7 @@ class Trainer:
         record |= result.record(ks=[samples] if samples > 1 else [])
         record |= finite(summarise_tokens(table))
         record |= finite(summarise_rollouts(result.rollouts, table, rows))
+        record |= finite(summarise_sources(result.rollouts, table, rows))
         record["perf/eval_s"] = time.monotonic() - started
         self.evaluations[self.step] = record
         write_questions(result, self.run.path / "eval" / f"step-{self.step}.jsonl")
