@@ -133,7 +133,9 @@ def evaluate_model(
     prompts = load_prompts(data.prompts)
     verify = choose_verifier(data, prompts)
     if verify is None:
-        raise UsageError("eval needs a verifier: --verifier exact, numeric or a pattern")
+        raise UsageError(
+            "eval needs a verifier: --verifier exact, numeric, math, pattern:REGEX or function:PATH"
+        )
     loaded = load_model(model, "model")
     rendered, dropped = render(
         prompts, loaded.tokenizer, model, data.max_prompt_tokens, data.use_chat_template, "model"

@@ -1,11 +1,13 @@
 """Mathematics judged in processes that can be killed; functions of the user."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -68,6 +70,11 @@ def test_other_answers_are_wrong(maths, form):
 
 
 def test_the_limits_are_those_that_the_documentation_lists(maths):
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    listed = re.findall(r"^\| `(.+)` \| `(.+)` \|$", page, re.MULTILINE)
+    assert listed == [*NOT_RECOGNISED, *TOO_KIND]
+    pairs = sum(map(len, SAME.values()))
+    assert f"{pairs} equivalent rewrites are right and {len(DIFFERENT)} other" in page
     for rows, told in ((NOT_RECOGNISED, 0), (TOO_KIND, 1)):
         for reference, answer in rows:
             assert maths(asked(reference), rf"\boxed{{{answer}}}") == told, (reference, answer)

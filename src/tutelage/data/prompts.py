@@ -54,11 +54,11 @@ class Layout:
         return f"{self.name} layout, {self.rows} rows; {told}"
 
     def _told(self, counts: Mapping[str, int]) -> str:
-        if counts and sum(counts.values()) == self.rows and len(counts) == 1:
-            return next(iter(counts))
-        told = [f"{column} ({count})" for column, count in counts.items()]
         missing = self.rows - sum(counts.values())
-        return ", ".join([*told, f"none ({missing})"]) if counts else "none"
+        found = {**counts, **({"none": missing} if missing else {})}
+        if len(found) == 1:
+            return next(iter(found))
+        return ", ".join(f"{column} ({count})" for column, count in found.items())
 
 
 @dataclass(frozen=True, slots=True)
