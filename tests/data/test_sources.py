@@ -248,6 +248,14 @@ def test_hub_addresses_that_cannot_be_used(hub, source, error, expected):
         load_prompts(source)
 
 
+def test_a_local_folder_never_stands_in_for_the_hub(hub, tmp_path, monkeypatch):
+    (tmp_path / "openai" / "gsm8k").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="there is a local openai/gsm8k here"):
+        load_prompts(f"hub:openai/gsm8k@{COMMIT}")
+    assert hub == []
+
+
 @pytest.mark.parametrize(
     ("name", "error", "expected"),
     [

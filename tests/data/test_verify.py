@@ -122,6 +122,7 @@ def test_answers_of_math_500_shifted_by_one_question_are_wrong_unless_equal(math
         ("thus\nAnswer: $5$\n", "5", True),
         ("Answer: 3\nno, the answer is 4.\nthanks", "4", True),
         ("**Answer:** 12", "12", True),
+        ("Answer: 3\nSo the answer is\n\n$4$\n\nDone.", "4", True),
         ("48/2 = 24\n#### 72", "72", True),
         ("42", "42", True),
         ("The answer is north", "north", True),

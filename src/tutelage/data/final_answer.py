@@ -34,17 +34,20 @@ class FinalAnswer(NamedTuple):
 def final_answer(text: str) -> FinalAnswer | None:
     r"""The content of the last whole `\boxed{}`; else the last line marked as the answer.
 
-    A mark is `Answer:` (as DAPO asks for it), `answer is` or `####` (as GSM8K writes it).
+    A mark is `Answer:` (as DAPO asks for it), `answer is` or `####` (as GSM8K writes it); where
+    nothing follows it, the next line is the answer.
     A text of one line is its own answer. Failing these, the last `TAIL` characters are
     prose that may hold one. None where nothing is left.
     """
     boxed = last_box(text)
     if boxed is not None:
         return _read(boxed, is_formula=True)
-    lines = [line.strip() for line in text.strip().splitlines()]
-    for line in reversed(lines):
-        if (found := _MARKED.match(line)) and found.group(1):
-            return _read(found.group(1))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    for place, line in reversed(list(enumerate(lines))):
+        if found := _MARKED.match(line):
+            marked = found.group(1) or "".join(lines[place + 1 : place + 2])
+            if marked:
+                return _read(marked)
     if len(lines) == 1 and len(lines[0]) <= TAIL:
         return _read(lines[0])
     tail = _GROUPED.sub("", text.strip()[-TAIL:])

@@ -142,6 +142,11 @@ def _from_hub(source: str) -> list[Row]:
             f"{HUB}{name or 'OWNER/NAME'}@COMMIT; COMMIT is the 40 hexadecimal digits that the "
             "dataset's page shows under Files, History"
         )
+    if Path(name).exists():
+        raise UsageError(
+            f"{source}: there is a local {name} here, which would be read in place of the hub's; "
+            f"give a {_FILES} file in it, or start elsewhere"
+        )
     try:
         import datasets
     except ImportError:
