@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from equivalents import DIFFERENT, NOT_RECOGNISED, SAME, TOO_KIND
 from tutelage.config import DataConfig, Math
 from tutelage.data import math_pool
-from tutelage.data.final_answer import TAIL, final_answer, last_box, reference_answer
+from tutelage.data.final_answer import TAIL, final_answer, last_box, reference_answer, same_text
 from tutelage.data.math_pool import Comparison, MathPool
 from tutelage.data.math_worker import compare
 from tutelage.data.prompts import load_prompts
@@ -162,6 +162,18 @@ def test_looking_for_the_answer_takes_linear_time():
         final_answer(junk * 40_000)
         reference_answer(junk * 40_000)
         assert time.monotonic() - started < 3, junk
+
+
+def test_equal_spellings_differ_in_layout_alone():
+    for one, other in [
+        (r"\left( 3, \dfrac{1}{2} \right)", r"(3,\frac{1}{2})"),
+        (r"\text{east}", "east"),
+        (r"10,\!080", "10,080"),
+        ("x y", "xy"),
+    ]:
+        assert same_text(one, other)
+    for one, other in [("1 2", "12"), ("1 2/3", "12/3"), ("1 ~ 2", "12"), ("1", "-1"), ("x", "X")]:
+        assert not same_text(one, other)
 
 
 def test_only_the_end_of_a_long_text_without_a_mark_is_judged(maths):

@@ -18,7 +18,8 @@ _COMMAND = re.compile(r"\\(?:begin|end)\{[a-z]+\*?\}|\\[A-Za-z]+")
 _WORD = re.compile(
     r"\b(?!(?:or|and|sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|max|min|mod|gcd|lcm)\b)[A-Za-z]{3,}\b"
 )
-_LAYOUT = re.compile(r"\\left\b|\\right\b|\\displaystyle\b|\\[!,;:]|~|\s")
+_LAYOUT = re.compile(r"\\left\b|\\right\b|\\displaystyle\b|\\[!,;:]")
+_SPACE = re.compile(r"(?<!\d) | (?!\d)")  # between two digits it says something
 _GROUPED = re.compile(r"(?<=\d)(?:\\[,;: ]|\{,\}|\\ )(?=\d{3}(?!\d))")
 
 
@@ -108,4 +109,5 @@ def _undelimited(formula: str) -> str:
 
 def _plain(formula: str) -> str:
     unwrapped = _TEXT.sub(r"\1", formula).replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
-    return _LAYOUT.sub("", unwrapped).rstrip(".")
+    spaced = " ".join(_LAYOUT.sub("", unwrapped).replace("~", " ").split())
+    return _SPACE.sub("", spaced).rstrip(".")

@@ -42,8 +42,8 @@ class MathPool:
     """Judges comparisons in parallel; a hanging or dying one costs its own verdict alone.
 
     `deadline_s` is processor time. Processes start when they are first needed, and end with the
-    pool or with this process.
-    Several threads may use one pool; a forked process gets its own workers.
+    pool or with this process. Several threads may use one pool; a forked process gets its own
+    workers.
     """
 
     def __init__(self, *, deadline_s: float, size: int) -> None:
