@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tutelage.demonstration import demo
     from tutelage.evaluation import evaluate_model as eval
     from tutelage.planning import plan
+    from tutelage.previewing import preview
     from tutelage.reports.page import write_report as report
     from tutelage.training import train
 
@@ -26,6 +27,7 @@ _HOMES = {
     "demo": "tutelage.demonstration:demo",
     "eval": "tutelage.evaluation:evaluate_model",
     "plan": "tutelage.planning:plan",
+    "preview": "tutelage.previewing:preview",
     "presets": "tutelage.config:presets",
     "report": "tutelage.reports.page:write_report",
     "train": "tutelage.training:train",
@@ -41,6 +43,7 @@ __all__ = [
     "parse_config",
     "plan",
     "presets",
+    "preview",
     "report",
     "train",
 ]

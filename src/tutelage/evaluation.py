@@ -1,16 +1,16 @@
 """How good is a model: avg@n and pass@k with intervals, question by question."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
 from tutelage.config import DataConfig, EvaluationConfig, ModelConfig, section
 from tutelage.data.prompts import load_prompts
 from tutelage.data.render import render
-from tutelage.data.verify import Verify, choose_verifier
+from tutelage.data.verify import Verify, choose_verifier, judge
 from tutelage.errors import DataError, UsageError
-from tutelage.metrics import Record
+from tutelage.metrics import Record, by_source
 from tutelage.models.base import Sampler
 from tutelage.models.compatibility import require_context
 from tutelage.models.local import load_model
@@ -41,6 +41,8 @@ class Evaluation:
     """All questions of one evaluation."""
 
     questions: tuple[Question, ...]
+    was_judged: bool = True
+    """Whether there was a verifier; without one nothing is unknown, it is not asked."""
 
     @property
     def rollouts(self) -> list[Rollout]:
@@ -53,9 +55,14 @@ class Evaluation:
         return [a for a in (question.accuracy for question in self.questions) if a is not None]
 
     def record(self, ks: Sequence[int] = ()) -> Record:
-        """avg@n and pass@k with 95 % intervals over questions; empty if nothing was judged."""
+        """avg@n and pass@k with 95 % intervals over questions, in all and by data source.
+
+        Without a judged question there is only how many samples are unknown.
+        """
+        unknown = sum(rollout.reward is None for rollout in self.rollouts)
+        counted: Record = {"accuracy/unknown": unknown} if unknown and self.was_judged else {}
         if not self.accuracies:
-            return {}
+            return counted
         samples = max(len(question.rollouts) for question in self.questions)
         record: Record = {"accuracy/questions": len(self.accuracies)}
         record |= _estimate(f"accuracy/avg@{samples}", self.accuracies)
@@ -68,10 +75,12 @@ class Evaluation:
             ]
             if values:
                 record |= _estimate(f"accuracy/pass@{k}", values)
-        unknown = sum(rollout.reward is None for rollout in self.rollouts)
-        if unknown:
-            record["accuracy/unknown"] = unknown
-        return record
+        for name, places in by_source([q.rollouts[0].prompt for q in self.questions]).items():
+            values = [a for i in places if (a := self.questions[i].accuracy) is not None]
+            if values:
+                record |= _estimate(f"accuracy/source/{name}", values)
+                record[f"accuracy/source/{name}/questions"] = len(values)
+        return record | counted
 
 
 def evaluate(
@@ -91,9 +100,10 @@ def evaluate(
     """
     rollouts = sampler.sample(prompts, params, group_size=samples, seed=seed, step=step)
     if verify is not None:
-        rollouts = [replace(r, reward=verify(r.prompt, r.text)) for r in rollouts]
+        rollouts = judge(rollouts, verify)
     return Evaluation(
-        tuple(Question(tuple(rollouts[i : i + samples])) for i in range(0, len(rollouts), samples))
+        tuple(Question(tuple(rollouts[i : i + samples])) for i in range(0, len(rollouts), samples)),
+        was_judged=verify is not None,
     )
 
 
@@ -123,7 +133,9 @@ def evaluate_model(
     prompts = load_prompts(data.prompts)
     verify = choose_verifier(data, prompts)
     if verify is None:
-        raise UsageError("eval needs a verifier: --verifier exact, numeric or a pattern")
+        raise UsageError(
+            "eval needs a verifier: --verifier exact, numeric, math, pattern:REGEX or function:PATH"
+        )
     loaded = load_model(model, "model")
     rendered, dropped = render(
         prompts, loaded.tokenizer, model, data.max_prompt_tokens, data.use_chat_template, "model"

@@ -6,6 +6,7 @@ metric that is defined nowhere is absent from the record.
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,13 +16,15 @@ from torch import Tensor
 
 from tutelage.ops import divergences, logprobs, overlap
 from tutelage.ops.support import top_k_ids
-from tutelage.types import Rollout
+from tutelage.types import Prompt, Rollout
 
 TokenTable = dict[str, Tensor]
 Record = dict[str, Any]
 
 POSITION_BINS = 32
 NEAR_TIE = 1e-4  # nats; engines agree to about this
+SOURCES = 32  # most data sources with metrics of their own
+_BY_SOURCE = ("kl/reverse", "overlap/ratio")
 CHUNK = 1024  # the paper's unit of depth, in tokens
 
 
@@ -153,11 +156,40 @@ def summarise_rollouts(rollouts: Sequence[Rollout], table: TokenTable, rows: Ten
     ]
     if judged:
         record["rollout/accuracy"] = sum(right for _, right in judged) / len(judged)
+        if unknown := sum(rollout.reward is None for rollout in rollouts):
+            record["rollout/unknown"] = unknown
         auroc = area_under_curve(
             [r for r, right in judged if right >= 0.5], [r for r, right in judged if right < 0.5]
         )
         if auroc is not None:
             record["sequence_reward/auroc"] = auroc
+    return record
+
+
+def by_source(prompts: Sequence[Prompt]) -> dict[str, list[int]]:
+    """Places of the prompts that each data source holds, by its name as part of a metric's key.
+
+    What a key cannot hold becomes `_`, and names that are then equal are one. The `SOURCES`
+    largest are kept; prompts whose row names no source are in none.
+    """
+    places: dict[str, list[int]] = {}
+    for place, prompt in enumerate(prompts):
+        if prompt.source is not None:
+            name = re.sub(r"[^A-Za-z0-9_.-]+", "_", prompt.source)[:64] or "_"
+            places.setdefault(name, []).append(place)
+    largest = sorted(places, key=lambda name: -len(places[name]))[:SOURCES]
+    return {name: places[name] for name in sorted(largest)}
+
+
+def summarise_sources(rollouts: Sequence[Rollout], table: TokenTable, rows: Tensor) -> Record:
+    """Agreement with the teacher by data source: means over the tokens of its rollouts."""
+    record: Record = {}
+    for name, places in by_source([rollout.prompt for rollout in rollouts]).items():
+        mine = torch.isin(rows, torch.tensor(places))
+        for key in _BY_SOURCE:
+            mean, _ = _defined_mean(table[key][mine])
+            if mean is not None:
+                record[f"{key}/source/{name}"] = mean
     return record
 
 

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from tutelage.config import Config
 from tutelage.credit import read_table
-from tutelage.data.prompts import load_prompts, split_held_out, without
+from tutelage.data.prompts import read_prompts, split_held_out, without
 from tutelage.data.render import render, render_one
 from tutelage.data.verify import Verify, choose_verifier
 from tutelage.errors import DataError, UsageError
@@ -35,8 +37,8 @@ class Session:
     verify: Verify | None
     """Judges a completion; None where answers are not verified."""
     notes: Sequence[dict[str, Any]]
-    """What to record and show: dropped prompts, differing stop ids, ignored weights; `text` says
-    it in a line."""
+    """What to record and show: how prompts were read, dropped prompts, differing stop ids,
+    ignored weights; `text` says it in a line."""
 
     def digests(self) -> dict[str, str]:
         """What tells whether these are still the same training and held-out prompts."""
@@ -51,9 +53,11 @@ def prepare(config: Config, student_path: str | None = None) -> Session:
     Raises:
         TutelageError: what cannot work, and how to mend it.
     """
-    prompts = load_prompts(config.data.prompts)
-    if config.data.eval_prompts is not None:
-        held_out = load_prompts(config.data.eval_prompts)
+    read = {config.data.prompts: read_prompts(config.data.prompts)}
+    prompts = read[config.data.prompts].prompts
+    if (source := config.data.eval_prompts) is not None:
+        read[source] = read_prompts(source)
+        held_out = read[source].prompts
         prompts = without(prompts, held_out)
     else:
         prompts, held_out = split_held_out(prompts, config.data.held_out)
@@ -62,7 +66,9 @@ def prepare(config: Config, student_path: str | None = None) -> Session:
     _require_objective(config, models.student)
     rendered, too_long = [], []
     for part in (prompts, held_out):
-        kept, dropped = render_both_sides(config, part, models)
+        kept, dropped = render_both_sides(
+            config, part, models.student.tokenizer, models.teacher.tokenizer
+        )
         rendered.append(kept)
         too_long.append(dropped)
     _require_prompts(config, rendered[0], too_long[0])
@@ -76,7 +82,10 @@ def prepare(config: Config, student_path: str | None = None) -> Session:
         for setting, new_tokens in limits.items():
             view = [p.for_teacher() if role == "teacher" else p for p in everything]
             require_context(model, role, max(len(p.ids) for p in view), new_tokens, setting)
-    notes: list[dict[str, Any]] = []
+    notes: list[dict[str, Any]] = [
+        {"kind": "prompts_read", "source": source, "text": f"{source}: {loaded.layout}"}
+        for source, loaded in read.items()
+    ]
     if any(too_long):
         limit = config.data.max_prompt_tokens
         notes.append(
@@ -118,10 +127,13 @@ def prepare(config: Config, student_path: str | None = None) -> Session:
 
 
 def render_both_sides(
-    config: Config, prompts: Sequence[Prompt], models: Models
+    config: Config,
+    prompts: Sequence[Prompt],
+    student: PreTrainedTokenizerBase,
+    teacher: PreTrainedTokenizerBase,
 ) -> tuple[list[RenderedPrompt], int]:
     """Prompts as student and teacher read them, and how many were too long for the student."""
-    data, student, teacher = config.data, models.student.tokenizer, models.teacher.tokenizer
+    data = config.data
     kept, dropped = render(
         prompts, student, config.student, data.max_prompt_tokens, data.use_chat_template
     )

@@ -26,6 +26,7 @@ from tutelage.config import (
     load_config,
 )
 from tutelage.credit import pass_rate_weights
+from tutelage.data.verify import judge
 from tutelage.errors import GuardStop, Interrupted, Preempted, UsageError
 from tutelage.evaluation import evaluate, write_questions
 from tutelage.gradient import accumulate, measure
@@ -35,6 +36,7 @@ from tutelage.metrics import (
     overlap_k,
     summarise_positions,
     summarise_rollouts,
+    summarise_sources,
     summarise_tokens,
     token_scores,
 )
@@ -194,7 +196,7 @@ class Trainer:
         if verify is None:
             return rollouts
         with self.timings("verify"):
-            return [replace(r, reward=verify(r.prompt, r.text)) for r in rollouts]
+            return judge(rollouts, verify)
 
     def update(self, rollouts: Sequence[Rollout]) -> None:
         """One optimizer step on all rollouts, and its record."""
@@ -353,6 +355,7 @@ class Trainer:
         record |= result.record(ks=[samples] if samples > 1 else [])
         record |= finite(summarise_tokens(table))
         record |= finite(summarise_rollouts(result.rollouts, table, rows))
+        record |= finite(summarise_sources(result.rollouts, table, rows))
         record["perf/eval_s"] = time.monotonic() - started
         self.evaluations[self.step] = record
         write_questions(result, self.run.path / "eval" / f"step-{self.step}.jsonl")

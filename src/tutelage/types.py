@@ -42,6 +42,12 @@ class Prompt:
         """The text a reader would call the question."""
         return self.text or "\n".join(m.content for m in self.messages)
 
+    @property
+    def source(self) -> str | None:
+        """The data set its row names, in `data_source` as verl writes it or in `source`."""
+        named = self.metadata.get("data_source") or self.metadata.get("source")
+        return str(named) if isinstance(named, str | int) else None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenderedPrompt:

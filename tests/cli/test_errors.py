@@ -70,7 +70,7 @@ def test_a_row_without_a_prompt_is_named_by_its_line(base, capsys, tmp_path):
         ('{"prompt": "1"}\n{"prompt": "   "}\n', "line 2 has an empty prompt"),
         ('{"prompt": "1"}\n{"prompt": 3}\n', "line 2, prompt is int"),
         ('{"prompt": [{"role": "user"}]}\n', "line 1, prompt has a turn"),
-        ('{"prompt": "1", "id": 5}\n{"prompt": "2", "id": 5}\n', "rows 1 and 2 share the id '5'"),
+        ('{"prompt": "1", "id": 5}\n{"prompt": "2", "id": 5}\n', "line 2 share the id '5'"),
         ('{"prompt": "1"}\n{"prompt": ' + "1" * 5000 + "}\n", "line 2 is not JSON"),
         ('{"prompt": "1", "x": ' + "[" * 100_000 + "]" * 100_000 + "}", "line 1 is not JSON"),
         ('{"prompt": "\\ud800 hi"}\n', "line 1: its prompt holds half a character"),
@@ -87,7 +87,7 @@ def test_damaged_rows_are_named(base, capsys, tmp_path, content, expected):
 def test_unknown_kind_of_prompts_file(base, capsys, tmp_path):
     (tmp_path / "rows.txt").write_text("hello")
     returned = train(base | {"data.prompts": str(tmp_path / "rows.txt")})
-    refused(capsys, 2, [".jsonl, .json or .parquet"], returned)
+    refused(capsys, 2, [".jsonl, .json, .csv or .parquet"], returned)
 
 
 def test_a_parquet_file_that_is_none(base, capsys, tmp_path):

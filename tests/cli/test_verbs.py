@@ -144,6 +144,21 @@ def test_eval_takes_a_pattern(run_yaml, capsys):
     assert "accuracy/avg@1" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("verifier", ["math", "function:{folder}/judge.py:judge"])
+def test_eval_takes_mathematics_and_a_function(run_yaml, capsys, tmp_path, verifier):
+    (tmp_path / "judge.py").write_text(
+        "def judge(prompt, text): return None if prompt.id == 'sum-0' else prompt.answer in text"
+    )
+    config = load_config(run_yaml)
+    words = ["eval", config.student.path, "--prompts", config.data.prompts, "--samples", "2"]
+    words += ["--verifier", verifier.format(folder=tmp_path), "--max-new-tokens", "3", "--json"]
+    assert main(words) == 0
+    record = json.loads(capsys.readouterr().out)
+    unjudged = verifier != "math"
+    assert record["accuracy/questions"] == 30 - unjudged
+    assert record.get("accuracy/unknown", 0) == 2 * unjudged
+
+
 def test_report_overlays_runs(run_yaml, capsys, tmp_path):
     for name in ("one", "two"):
         assert main(["train", "-c", str(run_yaml), "--run.dir", str(tmp_path / name)]) == 0

@@ -282,7 +282,7 @@ def test_a_guard_warns_once_in_events_and_stops_when_asked(settings):
     trainer.steps = [{"rollout/length": 10.0}, {"rollout/length": 3.0}]
     trainer.watch()
     trainer.watch()
-    events = read_jsonl(trainer.run.events)
+    events = [e for e in read_jsonl(trainer.run.events) if e["event"] == "signal"]
     assert [e["name"] for e in events] == ["length_collapse"]
     elsewhere = {"dir": f"{trainer.run.path}-stopping"}
     stopping = trainer_for(settings(guards={"window": 1, "stop": True}, run=elsewhere))

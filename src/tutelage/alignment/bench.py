@@ -12,7 +12,7 @@ from tutelage.alignment.spines import Candidate, Spine, read_by
 from tutelage.alignment.tree import Tree, design, spines_of
 from tutelage.config import AlignConfig, PromptFormat
 from tutelage.data.render import render
-from tutelage.data.verify import Verify
+from tutelage.data.verify import Verify, judge
 from tutelage.errors import DataError
 from tutelage.models.compatibility import require_context
 from tutelage.models.local import LocalModel
@@ -55,7 +55,7 @@ class Bench:
 
     def judge(self, rollouts: Sequence[Rollout]) -> list[float | None]:
         """Verdicts, in order."""
-        return [self.verify(r.prompt, r.text) for r in rollouts]
+        return [r.reward for r in judge(rollouts, self.verify)]
 
 
 def plant(bench: Bench) -> Tree:

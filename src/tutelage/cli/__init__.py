@@ -8,6 +8,7 @@ from tutelage.errors import TutelageError, UsageError, did_you_mean
 VERBS = {
     "demo": "the main job on the embedded models, in minutes, without network",
     "plan": "resolved settings, memory and tokens of a run; touches no weights",
+    "preview": "the exact tokens that both sides read of the first prompts",
     "train": "distil a teacher into a student on the student's own samples",
     "eval": "accuracy of a model: avg@n and pass@k with intervals",
     "align": "where each teacher pushes the student towards success, without training",

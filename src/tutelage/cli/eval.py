@@ -32,9 +32,10 @@ def eval_(
 
     Args:
         model: directory of the model.
-        prompts: a .jsonl, .json or .parquet file, or reasoning_gym:NAME?size=100&seed=0.
-        verifier: exact, numeric, reasoning_gym, or pattern:REGEX with one group; prompts of
-            reasoning-gym bring their own.
+        prompts: a .jsonl, .json, .csv or .parquet file, hub:OWNER/NAME@COMMIT?split=test, or
+            reasoning_gym:NAME?size=100&seed=0.
+        verifier: exact, numeric, math, reasoning_gym, pattern:REGEX with one group, or
+            function:FILE.py:NAME; prompts of reasoning-gym bring their own.
         samples: completions of each prompt.
         k: values of pass@k.
         max_new_tokens: most tokens of a completion.
@@ -47,8 +48,9 @@ def eval_(
     from tutelage.config import DataConfig, ModelConfig, section
     from tutelage.evaluation import evaluate_model
 
-    kind, _, pattern = verifier.partition(":")
-    tagged = {"type": kind, **({"pattern": pattern} if pattern else {})} if kind else None
+    kind, _, value = verifier.partition(":")
+    named = {"function": "path"}.get(kind, "pattern")
+    tagged = {"type": kind, **({named: value} if value else {})} if kind else None
     result = evaluate_model(
         ModelConfig(path=str(model)),
         section(DataConfig, {"prompts": prompts, "verifier": tagged}),

@@ -45,6 +45,28 @@ class Pattern(Section):
     """A Python regular expression with one group."""
 
 
+class Math(Section):
+    """The final answer equals the reference as mathematics, by math-verify in processes of its own.
+
+    The final answer is the last \\boxed{}, else the last line marked `Answer:`, `answer is` or
+    `####`, else what the end of the completion says.
+    """
+
+    type: Literal["math"] = "math"
+    deadline_s: PositiveFloat = 5.0
+    """Processor seconds after which a comparison is stopped and counts as unknown."""
+    workers: PositiveInt = 2
+    """Most processes that compare at once."""
+
+
+class Function(Section):
+    """A function of your own: (prompt, completion text) -> 1 right, 0 wrong, None unknown."""
+
+    type: Literal["function"] = "function"
+    path: str
+    """package.module:name or file.py:name."""
+
+
 class ReasoningGym(Section):
     """The scorer of the reasoning-gym dataset that the prompts come from."""
 
@@ -54,7 +76,8 @@ class ReasoningGym(Section):
 
 
 Verifier = Annotated[
-    Annotated[Exact | Numeric | Pattern | ReasoningGym, Discriminator("type")], tagged()
+    Annotated[Exact | Numeric | Pattern | Math | Function | ReasoningGym, Discriminator("type")],
+    tagged(),
 ]
 
 
@@ -62,7 +85,8 @@ class DataConfig(Section):
     """Prompts and how answers are judged."""
 
     prompts: str
-    """A .jsonl, .json or .parquet file, or reasoning_gym:NAME?size=1000&seed=0."""
+    """A .jsonl, .json, .csv or .parquet file, hub:OWNER/NAME@COMMIT?split=train&config=main,
+    or reasoning_gym:NAME?size=1000&seed=0."""
     eval_prompts: str | None = None
     """Held-out prompts, in the same forms."""
     held_out: NonNegativeInt = 64

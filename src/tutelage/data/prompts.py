@@ -1,42 +1,101 @@
-"""Prompts from files and generators, in the layouts people have."""
+"""Prompts in the layouts people have."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, cast
-from urllib.parse import parse_qsl
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, cast
 
-from tutelage.errors import DataError, MachineError, UsageError, did_you_mean
+from tutelage.data.sources import REASONING_GYM, read_rows
+from tutelage.errors import DataError
 from tutelage.types import Message, Prompt
 
-REASONING_GYM = "reasoning_gym:"
+# In each list the first column that a row fills is taken.
 _QUESTIONS = ("prompt", "question", "problem", "messages")
-_ANSWERS = ("answer", "ground_truth", "final_answer")
+_ANSWERS = ("answer", "ground_truth", "final_answer", "reward_model.ground_truth", "solution")
+_IDS = ("id", "unique_id", "uuid", "extra_info.index")
+_SOURCES = ("data_source", "source")
+
+LayoutName = Literal["verl", "TRL", "question/answer", "reasoning-gym"]
+
+
+class _Columns(NamedTuple):
+    """Which columns of one row were read; None for what it lacks."""
+
+    prompt: str
+    answer: str | None
+    id: str | None
+    source: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """How the rows of a source were read."""
+
+    name: LayoutName
+    """verl: a chat with `reward_model`; TRL: `prompt` or `messages`; question/answer:
+    `question` or `problem`."""
+    rows: int
+    """How many rows there are."""
+    prompt: Mapping[str, int]
+    """Rows by the column that their prompt stands in."""
+    answer: Mapping[str, int]
+    """Rows by the column of their answer; rows without one are not counted."""
+    id: Mapping[str, int]
+    """Rows by the column of their id; the others are named by their place."""
+    source: Mapping[str, int]
+    """Rows by the column that names where they come from."""
+
+    def __str__(self) -> str:
+        """One line for a reader."""
+        parts = {name: getattr(self, name) for name in ("prompt", "answer", "id", "source")}
+        told = "; ".join(f"{name}: {self._told(counts)}" for name, counts in parts.items())
+        return f"{self.name} layout, {self.rows} rows; {told}"
+
+    def _told(self, counts: Mapping[str, int]) -> str:
+        missing = self.rows - sum(counts.values())
+        found = {**counts, **({"none": missing} if missing else {})}
+        if len(found) == 1:
+            return next(iter(found))
+        return ", ".join(f"{column} ({count})" for column, count in found.items())
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedPrompts:
+    """Prompts, and how they were read."""
+
+    prompts: list[Prompt]
+    """One a row, in order."""
+    layout: Layout
+    """The columns they came from."""
 
 
 def load_prompts(source: str) -> list[Prompt]:
-    """Prompts of a .jsonl, .json or .parquet file, or of `reasoning_gym:NAME?size=..&seed=..`.
+    """The prompts of a source; `read_prompts` also says which layout it has."""
+    return read_prompts(source).prompts
 
-    A row has `prompt` (text, or a list of chat turns), `question`, `problem` or
-    `messages`; the answer stands in `answer`, `ground_truth` or, as verl writes
-    it, `reward_model.ground_truth`; the id in `id` or `extra_info.index`.
+
+def read_prompts(source: str) -> LoadedPrompts:
+    """Prompts of a .jsonl, .json, .csv or .parquet file, of a hub dataset or of reasoning-gym.
+
+    The forms of `source` are those of `sources.read_rows`. A row has `prompt`
+    (text, or a list of chat turns), `question`, `problem` or `messages`; the
+    answer stands in `answer`, `ground_truth`, `final_answer`, `solution` or, as
+    verl writes it, `reward_model.ground_truth`; the id in `id`, `unique_id`,
+    `uuid` or `extra_info.index`. Every other column becomes metadata.
 
     Raises:
-        DataError: a file that is missing, empty or damaged, or a row without a prompt.
-        UsageError: a form of file that is not read.
-        MachineError: reasoning-gym is asked for and not installed.
+        DataError: a source that is missing, empty or damaged, or a row that is no prompt.
+        UsageError: a form that is not read.
+        MachineError: a package is needed and not installed.
+        ServerError: the hub cannot be reached.
     """
-    if source.startswith(REASONING_GYM):
-        return _from_reasoning_gym(source)
-    path = Path(source).expanduser()
-    if not path.is_file():
-        raise DataError(f"there is no prompts file {source}")
-    rows = list(_rows(path))
-    if not rows:
-        raise DataError(f"prompts file {source} has no rows")
-    prompts = [_prompt(row, where, number) for number, (where, row) in enumerate(rows)]
-    _refuse_duplicate_ids(prompts, source)
-    return prompts
+    rows = read_rows(source)
+    read = [_prompt(row, where, number) for number, (where, row) in enumerate(rows)]
+    prompts = [prompt for prompt, _ in read]
+    _refuse_duplicate_ids(prompts, [where for where, _ in rows])
+    return LoadedPrompts(prompts, _layout(source, [columns for _, columns in read]))
 
 
 def split_held_out(prompts: Sequence[Prompt], count: int) -> tuple[list[Prompt], list[Prompt]]:
@@ -62,49 +121,34 @@ def _normalised(prompt: Prompt) -> str:
     return " ".join(prompt.question.split())
 
 
-def _rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """(where, row) of each row of a file."""
-    kind = path.suffix.lower()
-    if kind == ".parquet":
-        yield from _parquet_rows(path)
-        return
-    if kind not in (".json", ".jsonl"):
-        raise UsageError(
-            f"{path} is {kind or 'a file without an ending'}; give .jsonl, .json or .parquet"
-        )
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read prompts file {path}: {error}") from None
-    if kind == ".json":
-        try:
-            rows = json.loads(text) if text.strip() else []
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path} is not JSON: {error}") from None
-        if not isinstance(rows, list):
-            raise DataError(f"{path} holds one {type(rows).__name__}; a list of rows is needed")
-        yield from ((f"{path}, row {i}", row) for i, row in enumerate(rows, 1))
-        return
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                yield f"{path}, line {number}", json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{path}, line {number} is not JSON: {error}") from None
+def _layout(source: str, rows: Sequence[_Columns]) -> Layout:
+    prompt, answer, ids, sources = (
+        Counter(column for column in columns if column is not None)
+        for columns in zip(*rows, strict=True)
+    )
+    name: LayoutName
+    if source.startswith(REASONING_GYM):
+        name = "reasoning-gym"
+    elif answer["reward_model.ground_truth"] > 0:
+        name = "verl"
+    elif prompt["prompt"] + prompt["messages"] > 0:
+        name = "TRL"
+    else:
+        name = "question/answer"
+    return Layout(
+        name=name,
+        rows=len(rows),
+        prompt=dict(prompt),
+        answer={column: count for column, count in answer.items() if count},
+        id=dict(ids),
+        source=dict(sources),
+    )
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(path)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"cannot read prompts file {path}: {error}") from None
-    yield from ((f"{path}, row {i}", row) for i, row in enumerate(table.to_pylist(), 1))
+# --- one row ---------------------------------------------------------------------------------
 
 
-def _prompt(row: Any, where: str, number: int) -> Prompt:
+def _prompt(row: Any, where: str, number: int) -> tuple[Prompt, _Columns]:
     if not isinstance(row, Mapping):
         raise DataError(f"{where} is {type(row).__name__}; a row is an object with a prompt")
     row = cast(Mapping[str, Any], row)
@@ -123,32 +167,36 @@ def _prompt(row: Any, where: str, number: int) -> Prompt:
             raise DataError(f"{where} has an empty {column}")
     else:
         messages = _messages(value, f"{where}, {column}")
-    prompt_id, answer = _id(row, number), _answer(row)
-    roles = " ".join(turn.role for turn in messages)
-    contents = " ".join(turn.content for turn in messages)
-    for name, part in (
-        ("id", prompt_id),
-        ("answer", answer or ""),
-        (column, f"{text} {roles} {contents}"),
-    ):
-        try:
-            part.encode()
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f"{where}: its {name} holds half a character (the lone surrogate "
-                f"{error.object[error.start]!a}), which no file or tokenizer can take; mend it"
-            ) from None
-    return Prompt(
-        id=prompt_id,
+    answer_column, answer = _answer(row, where)
+    id_column, prompt_id = _id(row, where)
+    prompt = Prompt(
+        id=f"row-{number}" if prompt_id is None else prompt_id,
         messages=messages,
         text=text,
         answer=answer,
-        metadata={k: v for k, v in row.items() if k not in (*_QUESTIONS, *_ANSWERS, "id")},
+        metadata={k: v for k, v in row.items() if k not in (column, answer_column, id_column)},
     )
+    _refuse_half_characters(prompt, column, where)
+    source, _ = _first(row, _SOURCES)
+    return prompt, _Columns(column, answer_column, id_column, source)
+
+
+def _first(row: Mapping[str, Any], columns: Iterable[str]) -> tuple[str | None, Any]:
+    """The first column that the row fills, and its value; `a.b` is b inside of a."""
+    for column in columns:
+        outer, _, inner = column.partition(".")
+        value = row.get(outer)
+        if inner:
+            value = (
+                cast(Mapping[str, Any], value).get(inner) if isinstance(value, Mapping) else None
+            )
+        if value is not None and not (isinstance(value, float) and math.isnan(value)):
+            return column, value
+    return None, None
 
 
 def _messages(value: Any, where: str) -> tuple[Message, ...]:
-    if not isinstance(value, Sequence) or isinstance(value, str):
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
         raise DataError(
             f"{where} is {type(value).__name__}; text or a list of chat turns is needed"
         )
@@ -166,64 +214,48 @@ def _messages(value: Any, where: str) -> tuple[Message, ...]:
     return tuple(turns)
 
 
-def _answer(row: Mapping[str, Any]) -> str | None:
-    nested = row.get("reward_model")
-    candidates = [row.get(name) for name in _ANSWERS]
-    if isinstance(nested, Mapping):
-        candidates.append(cast(Mapping[str, Any], nested).get("ground_truth"))
-    found = next((value for value in candidates if value is not None), None)
-    if isinstance(found, list | dict):
-        return json.dumps(found, ensure_ascii=False, default=str)
-    return None if found is None else str(found)
+def _answer(row: Mapping[str, Any], where: str) -> tuple[str | None, str | None]:
+    column, value = _first(row, _ANSWERS)
+    match value:
+        case None:
+            return None, None
+        case str() | bool() | int() | float():
+            return column, str(value)
+        case list() | dict():
+            return column, json.dumps(value, ensure_ascii=False, default=str)
+        case _:
+            raise DataError(
+                f"{where}: its {column} is {type(value).__name__}; an answer is text, a number, or "
+                "a list or object of them"
+            )
 
 
-def _id(row: Mapping[str, Any], number: int) -> str:
-    if row.get("id") is not None:
-        return str(row["id"])
-    extra = row.get("extra_info")
-    index = cast(Mapping[str, Any], extra).get("index") if isinstance(extra, Mapping) else None
-    return str(index) if index is not None else f"row-{number}"
+def _id(row: Mapping[str, Any], where: str) -> tuple[str | None, str | None]:
+    column, value = _first(row, _IDS)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, str | int)):
+        raise DataError(f"{where}: its {column} is {type(value).__name__}; an id is text or an int")
+    return column, None if value is None else str(value)
 
 
-def _refuse_duplicate_ids(prompts: Sequence[Prompt], source: str) -> None:
+def _refuse_half_characters(prompt: Prompt, column: str, where: str) -> None:
+    turns = " ".join(f"{turn.role} {turn.content}" for turn in prompt.messages)
+    parts = {"id": prompt.id, "answer": prompt.answer or "", column: f"{prompt.text} {turns}"}
+    for name, part in parts.items():
+        try:
+            part.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"{where}: its {name} holds half a character (the lone surrogate "
+                f"{error.object[error.start]!a}), which no file or tokenizer can take; mend it"
+            ) from None
+
+
+def _refuse_duplicate_ids(prompts: Sequence[Prompt], places: Sequence[str]) -> None:
     seen: dict[str, int] = {}
-    for number, prompt in enumerate(prompts, 1):
+    for number, prompt in enumerate(prompts):
         if prompt.id in seen:
             raise DataError(
-                f"{source}: rows {seen[prompt.id]} and {number} share the id {prompt.id!r}; "
+                f"{places[seen[prompt.id]]} and {places[number]} share the id {prompt.id!r}; "
                 "samples are keyed by it, so ids must differ (or leave the column out)"
             )
         seen[prompt.id] = number
-
-
-def _from_reasoning_gym(source: str) -> list[Prompt]:
-    name, _, query = source.removeprefix(REASONING_GYM).partition("?")
-    try:
-        import reasoning_gym
-        from reasoning_gym.factory import DATASETS
-    except ImportError:
-        raise MachineError(
-            "reasoning_gym: prompts need the package; pip install 'tutelage[verify]'"
-        ) from None
-    if name not in DATASETS:
-        raise UsageError(f"reasoning-gym has no dataset {name!r}. {did_you_mean(name, DATASETS)}")
-    options: dict[str, Any] = {"size": 1000, "seed": 0}
-    for key, value in parse_qsl(query, keep_blank_values=True):
-        try:
-            options[key] = json.loads(value)
-        except json.JSONDecodeError:
-            options[key] = value
-    try:
-        dataset = reasoning_gym.create_dataset(name, **options)
-        entries = [dataset[i] for i in range(len(dataset))]
-    except Exception as error:  # generators trip over options in every way
-        raise UsageError(f"{source}: reasoning-gym refuses these options: {error}") from None
-    return [
-        Prompt(
-            id=f"{name}-{options['seed']}-{i}",
-            text=entry["question"],
-            answer=None if entry["answer"] is None else str(entry["answer"]),
-            metadata={"reasoning_gym": name, "entry": entry},
-        )
-        for i, entry in enumerate(entries)
-    ]

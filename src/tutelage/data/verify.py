@@ -1,15 +1,24 @@
-"""Is a completion right? Answers are judged one at a time; None means it cannot be told."""
+"""Is a completion right? 1 right, 0 wrong; None means it cannot be told."""
 
+import importlib
+import importlib.util
+import inspect
 import math
 import re
+import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
+from pathlib import Path
+from types import ModuleType
 from typing import Any, cast
 
 from tutelage import config as c
-from tutelage.data.prompts import REASONING_GYM
+from tutelage.data.final_answer import final_answer, reference_answer, same_text
+from tutelage.data.math_pool import Comparison, MathPool
+from tutelage.data.sources import REASONING_GYM
 from tutelage.errors import DataError, MachineError, UsageError
-from tutelage.types import Prompt
+from tutelage.types import Prompt, Rollout
 
 Verify = Callable[[Prompt, str], float | None]
 # A minus right after a digit or a letter is no sign: `3-4`.
@@ -34,8 +43,10 @@ def choose_verifier(data: c.DataConfig, prompts: Sequence[Prompt]) -> Verify | N
         if foreign is not None:
             raise UsageError(
                 f"data.verifier reasoning_gym judges reasoning_gym: prompts alone, and prompt "
-                f"{foreign.id!r} is not one; choose exact, numeric or pattern"
+                f"{foreign.id!r} is not one; choose exact, numeric, math or pattern"
             )
+        return verify
+    if isinstance(settings, c.Function):  # what it needs is its own affair
         return verify
     missing = [p.id for p in prompts if p.answer is None]
     if missing:
@@ -70,8 +81,25 @@ def make_verifier(settings: c.Verifier) -> Verify:
                     "must capture the answer"
                 )
             return lambda prompt, text: _pattern(compiled, prompt, text)
+        case c.Math():
+            return MathVerifier(settings)
+        case c.Function(path=path):
+            return _users_own(path)
         case c.ReasoningGym(threshold=threshold):
             return lambda prompt, text: _reasoning_gym(prompt, text, threshold)
+
+
+def judge(rollouts: Sequence[Rollout], verify: Verify) -> list[Rollout]:
+    """The rollouts with their rewards; many at once where the verifier can."""
+    pairs = [(rollout.prompt, rollout.text) for rollout in rollouts]
+    if isinstance(verify, MathVerifier):
+        rewards = verify.many(pairs)
+    else:
+        rewards = [verify(prompt, text) for prompt, text in pairs]
+    return [replace(r, reward=reward) for r, reward in zip(rollouts, rewards, strict=True)]
+
+
+# --- numbers and text ------------------------------------------------------------------------
 
 
 def _numeric(prompt: Prompt, text: str) -> float:
@@ -104,6 +132,125 @@ def _ascii_minus(text: str) -> str:
 def _pattern(compiled: re.Pattern[str], prompt: Prompt, text: str) -> float:
     found = compiled.search(text)
     return float(found is not None and found.group(1) == prompt.answer)
+
+
+# --- mathematics -----------------------------------------------------------------------------
+
+
+class MathVerifier:
+    """Compares final answers as mathematics, in processes that can be killed.
+
+    Raises:
+        MachineError: math-verify is not installed.
+    """
+
+    def __init__(self, settings: c.Math) -> None:
+        if importlib.util.find_spec("math_verify") is None:
+            raise MachineError(
+                "data.verifier math needs math-verify; pip install 'tutelage[verify]'"
+            )
+        self.pool = MathPool(deadline_s=settings.deadline_s, size=settings.workers)
+
+    def __call__(self, prompt: Prompt, text: str) -> float | None:
+        """The verdict on one completion."""
+        return self.many([(prompt, text)])[0]
+
+    def many(self, pairs: Sequence[tuple[Prompt, str]]) -> list[float | None]:
+        """The verdicts on prompts and completions, compared in parallel.
+
+        No final answer is wrong. None is a comparison that was stopped or failed, or a
+        reference that is missing or cannot be read.
+        """
+        verdicts: list[float | None] = [None] * len(pairs)
+        jobs: dict[int, Comparison] = {}
+        for place, (prompt, text) in enumerate(pairs):
+            reference, found = reference_answer(prompt.answer or ""), final_answer(text)
+            if not reference:
+                continue
+            if found is None:
+                verdicts[place] = 0.0
+            elif found.is_formula and same_text(reference, found.text):
+                verdicts[place] = 1.0
+            else:
+                jobs[place] = Comparison(reference, *found)
+        compared = self.pool.compare(list(jobs.values()))
+        for place, verdict in zip(jobs, compared, strict=True):
+            verdicts[place] = verdict
+        return verdicts
+
+
+# --- a function of the user ------------------------------------------------------------------
+
+
+def _users_own(path: str) -> Verify:
+    where, _, name = path.rpartition(":")
+    setting = f"data.verifier.path {path!r}"
+    if not where or not name.isidentifier():
+        raise UsageError(f"{setting} names no function; write package.module:name or file.py:name")
+    module = _module_of(where, setting)
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise UsageError(f"{setting}: {where} has no function {name}")
+    try:
+        inspect.signature(function).bind(None, "")
+    except TypeError as error:
+        raise UsageError(
+            f"{setting} cannot be called with (prompt, text): {error}; it takes a tutelage Prompt "
+            "and the text of a completion"
+        ) from None
+    except ValueError:  # a builtin that tells no signature
+        pass
+    return lambda prompt, text: _told(function, prompt, text, setting)
+
+
+def _module_of(where: str, setting: str) -> ModuleType:
+    try:
+        if not where.endswith(".py"):
+            return importlib.import_module(where)
+        file = Path(where).expanduser()
+        if not file.is_file():
+            raise UsageError(f"{setting}: there is no file {where}")
+        spec = importlib.util.spec_from_file_location(f"verifier_{file.stem}", file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses and pickle look their module up
+        spec.loader.exec_module(module)
+    except UsageError:
+        raise
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"{setting}: {error}; install the package, put its folder on PYTHONPATH, or write "
+            "file.py:name"
+        ) from error
+    except Exception as error:  # whatever the user's module does on import
+        raise UsageError(
+            f"{setting}: importing {where} raises {type(error).__name__}: {error}"
+        ) from error
+    return module
+
+
+def _told(
+    function: Callable[[Prompt, str], object], prompt: Prompt, text: str, setting: str
+) -> float | None:
+    try:
+        verdict = function(prompt, text)
+    except Exception as error:  # whatever the user's function does
+        raise UsageError(
+            f"{setting} raises {type(error).__name__} on prompt {prompt.id!r} ({error}) for the "
+            f"completion {text!r:.200}; return None where it cannot be told"
+        ) from error
+    if verdict is None:
+        return None
+    if not isinstance(verdict, bool | int | float) or not 0 <= verdict <= 1:
+        raise UsageError(
+            f"{setting} returns {verdict!r:.80} on prompt {prompt.id!r}; 1 or True is right, 0 or "
+            "False wrong, a number between them partly right, None unknown"
+        )
+    return float(verdict)
+
+
+# --- reasoning-gym ---------------------------------------------------------------------------
 
 
 def _reasoning_gym(prompt: Prompt, text: str, threshold: float) -> float:

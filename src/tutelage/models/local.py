@@ -9,8 +9,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -46,7 +48,7 @@ class LocalModel:
 
     def __post_init__(self) -> None:
         self.vocabulary = self.vocabulary or head_rows(self.model)
-        self.stop_ids = stop_ids(self.model, self.tokenizer)
+        self.stop_ids = stop_ids(self.model.generation_config, self.model.config, self.tokenizer)
         self.raw_head = find_head(self.model)
 
     @property
@@ -284,10 +286,9 @@ def find_head(model: PreTrainedModel) -> Head:
     return head if agree else Head(weight=None)
 
 
-def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def stop_ids(*configs: object) -> frozenset[int]:
     """Ids that end a completion: those of the generation config, the config and the tokenizer."""
     found: set[int] = set()
-    configs = (model.generation_config, model.config, tokenizer)
     for value in (getattr(config, "eos_token_id", None) for config in configs):
         found |= (
             set(value)
@@ -297,6 +298,31 @@ def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> froz
             else set()
         )
     return frozenset(int(i) for i in found)
+
+
+def stop_ids_of_folder(
+    settings: ModelConfig, role: str, tokenizer: PreTrainedTokenizerBase
+) -> frozenset[int]:
+    """`stop_ids` of a model whose weights are not loaded.
+
+    Raises:
+        UsageError: the folder's config cannot be read.
+    """
+    folder = open_folder(settings.path, role)
+    try:
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(
+                folder.path, local_files_only=True, trust_remote_code=False
+            )
+            if (folder.path / "generation_config.json").exists():
+                generation = GenerationConfig.from_pretrained(folder.path, local_files_only=True)
+            else:
+                generation = GenerationConfig.from_model_config(config)
+    except Exception as error:  # damaged files surface in every way
+        raise UsageError(
+            f"{role} model {settings.path} cannot be read: {_first_line(error)}"
+        ) from None
+    return stop_ids(generation, config, tokenizer)
 
 
 @contextlib.contextmanager

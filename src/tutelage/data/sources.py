@@ -1,0 +1,219 @@
+"""Where prompts come from: files, the Hugging Face hub, generators. Rows out, nothing judged."""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+from tutelage.errors import DataError, MachineError, ServerError, UsageError, did_you_mean
+
+REASONING_GYM = "reasoning_gym:"
+HUB = "hub:"
+_FILES = ".jsonl, .json, .csv or .parquet"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+Row = tuple[str, Any]
+"""(where it stands, its content), the place for messages."""
+
+
+def read_rows(source: str) -> list[Row]:
+    """The rows of a file, of `hub:OWNER/NAME@COMMIT?split=..` or of `reasoning_gym:NAME?size=..`.
+
+    Raises:
+        DataError: a source that is missing, empty or damaged.
+        UsageError: a form that is not read.
+        MachineError: a package is needed and not installed.
+        ServerError: the hub cannot be reached.
+    """
+    if source.startswith(REASONING_GYM):
+        return _generated(source)
+    if source.startswith(HUB):
+        rows = _from_hub(source)
+    else:
+        path = Path(source).expanduser()
+        if not path.is_file():
+            raise DataError(f"there is no prompts file {source}{_meant_for_the_hub(source)}")
+        rows = list(_from_file(path))
+    if not rows:
+        raise DataError(f"{source} has no rows")
+    return rows
+
+
+# --- files -----------------------------------------------------------------------------------
+
+
+def _from_file(path: Path) -> Iterator[Row]:
+    kind = path.suffix.lower()
+    if kind == ".parquet":
+        return _parquet(path)
+    if kind not in (".json", ".jsonl", ".csv"):
+        raise UsageError(f"{path} is {kind or 'a file without an ending'}; give {_FILES}")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read prompts file {path}: {error}") from None
+    match kind:
+        case ".json":
+            return _json(path, text)
+        case ".csv":
+            return _csv(path, text)
+        case _:
+            return _jsonl(path, text)
+
+
+def _json(path: Path, text: str) -> Iterator[Row]:
+    try:
+        rows = json.loads(text) if text.strip() else []
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not JSON: {error}") from None
+    if not isinstance(rows, list):
+        raise DataError(f"{path} holds one {type(rows).__name__}; a list of rows is needed")
+    yield from ((f"{path}, row {i}", row) for i, row in enumerate(rows, 1))
+
+
+def _jsonl(path: Path, text: str) -> Iterator[Row]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                yield f"{path}, line {number}", json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"{path}, line {number} is not JSON: {error}") from None
+
+
+def _csv(path: Path, text: str) -> Iterator[Row]:
+    """Rows of text; an empty cell is one that the row lacks."""
+    # csv refuses cells above 128 KiB, for the whole process, unless told otherwise.
+    limit = csv.field_size_limit(max(csv.field_size_limit(), len(text)))
+    try:
+        reader = csv.reader(io.StringIO(text), strict=True)
+        lines = [(reader.line_num, cells) for cells in reader if cells]
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num} is not CSV: {error}") from None
+    finally:
+        csv.field_size_limit(limit)
+    if not lines:
+        return
+    (_, names), *rest = lines
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise DataError(f"{path}: its first line names the column {twice!r} twice; rename one")
+    for number, cells in rest:
+        if len(cells) != len(names):
+            raise DataError(
+                f"{path}, line {number} has {len(cells)} cells, but the first line names "
+                f"{len(names)} columns; a text with commas or line breaks stands in double quotes"
+            )
+        yield (
+            f"{path}, line {number}",
+            {name: cell for name, cell in zip(names, cells, strict=True) if cell},
+        )
+
+
+def _parquet(path: Path) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"cannot read prompts file {path}: {error}") from None
+    yield from ((f"{path}, row {i}", row) for i, row in enumerate(table.to_pylist(), 1))
+
+
+# --- the hub ---------------------------------------------------------------------------------
+
+
+def _from_hub(source: str) -> list[Row]:
+    address, _, query = source.removeprefix(HUB).partition("?")
+    name, _, commit = address.partition("@")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    split, config = options.pop("split", "train"), options.pop("config", None)
+    if options:
+        raise UsageError(
+            f"{source}: {next(iter(options))!r} is no option of a hub dataset; there are "
+            "split and config"
+        )
+    if not _COMMIT.fullmatch(commit):
+        raise UsageError(
+            f"{source}: a branch or tag can move, so a hub dataset is pinned to a commit, as in "
+            f"{HUB}{name or 'OWNER/NAME'}@COMMIT; COMMIT is the 40 hexadecimal digits that the "
+            "dataset's page shows under Files, History"
+        )
+    if Path(name).exists():
+        raise UsageError(
+            f"{source}: there is a local {name} here, which would be read in place of the hub's; "
+            f"give a {_FILES} file in it, or start elsewhere"
+        )
+    try:
+        import datasets
+    except ImportError:
+        raise MachineError(
+            "hub: prompts need the package datasets; pip install 'tutelage[hub]'"
+        ) from None
+    try:
+        dataset = datasets.load_dataset(name, config, split=split, revision=commit)
+    except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError) as error:
+        raise DataError(
+            f"{source}: the hub shows no such dataset ({_first_line(error)}); check its name and "
+            "commit, and for a gated one accept its terms and log in with `hf auth login`"
+        ) from None
+    except OSError as error:  # no network, time-outs, answers of the server
+        raise ServerError(
+            f"{source}: the hub cannot be reached ({_first_line(error)}); go online, or give a "
+            f"downloaded {_FILES} file"
+        ) from None
+    except (ValueError, datasets.exceptions.DatasetsError) as error:  # split, config, contents
+        raise DataError(f"{source} cannot be loaded: {_first_line(error)}") from None
+    return [(f"{source}, row {i}", row) for i, row in enumerate(dataset, 1)]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _meant_for_the_hub(source: str) -> str:
+    looks_like_one = re.fullmatch(r"[\w.-]+/[\w.-]+(@\w+)?(\?.*)?", source)
+    return f"; a dataset of the hub is written {HUB}{source}" if looks_like_one else ""
+
+
+# --- generators ------------------------------------------------------------------------------
+
+
+def _generated(source: str) -> list[Row]:
+    name, _, query = source.removeprefix(REASONING_GYM).partition("?")
+    try:
+        import reasoning_gym
+        from reasoning_gym.factory import DATASETS
+    except ImportError:
+        raise MachineError(
+            "reasoning_gym: prompts need the package; pip install 'tutelage[verify]'"
+        ) from None
+    if name not in DATASETS:
+        raise UsageError(f"reasoning-gym has no dataset {name!r}. {did_you_mean(name, DATASETS)}")
+    options: dict[str, Any] = {"size": 1000, "seed": 0}
+    for key, value in parse_qsl(query, keep_blank_values=True):
+        try:
+            options[key] = json.loads(value)
+        except json.JSONDecodeError:
+            options[key] = value
+    try:
+        dataset = reasoning_gym.create_dataset(name, **options)
+        entries = [dataset[i] for i in range(len(dataset))]
+    except Exception as error:  # generators trip over options in every way
+        raise UsageError(f"{source}: reasoning-gym refuses these options: {error}") from None
+    return [
+        (
+            f"{source}, entry {i}",
+            {
+                "id": f"{name}-{options['seed']}-{i}",
+                "question": entry["question"],
+                "answer": entry["answer"],
+                "reasoning_gym": name,
+                "entry": entry,
+            },
+        )
+        for i, entry in enumerate(entries)
+    ]
