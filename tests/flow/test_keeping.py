@@ -355,11 +355,13 @@ def test_notes_reach_events_observer_and_screen(settings, tmp_path, capsys):
     config = settings(data={"prompts": str(prompts), "max_prompt_tokens": 30})
     told = []
     result = train(config, observer=told.append)
-    notes = [record for record in told if record["kind"] == "note"]
+    read, *notes = [record for record in told if record["kind"] == "note"]
+    assert read["text"].startswith(f"{prompts}: question/answer layout, 41 rows")
     assert [n["text"].split(" longer")[0] for n in notes] == [
         "dropped 1 training and 0 held-out prompts"
     ]
-    assert "prompts_dropped" in {e["event"] for e in read_jsonl(result.run / "events.jsonl")}
+    events = {e["event"] for e in read_jsonl(result.run / "events.jsonl")}
+    assert {"prompts_read", "prompts_dropped"} <= events
     from tutelage.cli.progress import Display
 
     with Display(1) as display:
@@ -375,6 +377,6 @@ def test_stored_weights_that_the_model_has_no_place_for_are_noted(settings, gpt2
     path.write_text(json.dumps({**json.loads(path.read_text()), "n_layer": 1}))
     told = []
     train(settings(student={"path": str(tmp_path / "shallow")}), observer=told.append)
-    (note,) = [record for record in told if record["kind"] == "note"]
+    (note,) = [record for record in told if "role" in record]
     assert note["role"] == "student"
     assert "h.1." in note["first"]
