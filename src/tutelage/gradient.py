@@ -6,7 +6,7 @@ runs one forward pass of each model, one chunked sweep over the vocabulary and o
 backward pass.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,15 @@ from torch import Tensor
 from tutelage import config as c
 from tutelage.credit import Credit, StepTokens, assign_credit, needed_signals
 from tutelage.data.collate import collate
-from tutelage.metrics import TokenTable, concatenate, last_positions, stop_masses, token_statistics
+from tutelage.metrics import (
+    TokenTable,
+    concatenate,
+    last_positions,
+    served_statistics,
+    stop_masses,
+    token_statistics,
+)
+from tutelage.models.base import Teacher
 from tutelage.models.local import LocalModel
 from tutelage.objective import (
     brake_gradient,
@@ -25,11 +33,12 @@ from tutelage.objective import (
     token_losses,
 )
 from tutelage.ops import divergences, logprobs
+from tutelage.ops.logprobs import log_softmax_
 from tutelage.ops.projection import chunk_rows, chunks, sweep
 from tutelage.ops.support import top_k_ids
 from tutelage.ops.weights import teachability
 from tutelage.timings import Timings
-from tutelage.types import Batch, Rollout
+from tutelage.types import Batch, Rollout, TokenScores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +47,8 @@ class Models:
 
     student: LocalModel
     """Who learns."""
-    teacher: LocalModel
-    """Who scores."""
+    teacher: Teacher
+    """Who scores, in process or at a server."""
     references: Mapping[str, LocalModel]
     """Further frozen models, by the setting that asks for them."""
 
@@ -138,11 +147,12 @@ def measure(
     tables, rows = list[TokenTable](), list[Tensor]()
     for start in range(0, len(rollouts), micro_batch_size):
         batch, teacher_batch = _both_sides(rollouts[start : start + micro_batch_size])
-        student, teacher = models.student.hidden(batch), models.teacher.hidden(teacher_batch)
+        student = models.student.hidden(batch)
+        teacher = models.teacher.judge(teacher_batch, _proposals(models.student, batch))
         last = last_positions(batch.rows)
         for part in chunks(len(student), chunk_rows(models.student.vocabulary)):
-            p = _normalised(models.student.head.logits(student[part]))
-            q = _normalised(models.teacher.head.logits(teacher[part]))
+            p = log_softmax_(models.student.head.logits(student[part]))
+            q = teacher.at(part, p)
             tables.append(_statistics(models, batch, part, p, q, last, overlap_k))
         rows.append(batch.rows + start)
     return concatenate(tables), torch.cat(rows)
@@ -161,24 +171,29 @@ class _States:
     ) -> None:
         self.models, self.objective, self.part = models, objective, part
         self.credit, self.overlap_k = credit, overlap_k
-        self.teacher = models.teacher.hidden(part.teacher_batch)
+        proposals = _proposals(models.student, part.batch)
+        self.teacher = models.teacher.judge(part.teacher_batch, proposals)
         self.references = {name: m.hidden(part.batch) for name, m in models.references.items()}
         self.last = last_positions(part.batch.rows)
         self.tables: list[TokenTable] = []
 
-    def distributions(self, rows: slice, p: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def distributions(
+        self, rows: slice, p: Tensor
+    ) -> tuple[Tensor | TokenScores, Tensor | TokenScores, dict[str, Tensor]]:
         """log q of the teacher, of the target, and log-probabilities of the references [n, V]."""
-        q = _normalised(self.models.teacher.head.logits(self.teacher[rows]))
+        q = self.teacher.at(rows, p)
         references = {
-            name: _normalised(self.models.references[name].head.logits(hidden[rows]))
+            name: log_softmax_(self.models.references[name].head.logits(hidden[rows]))
             for name, hidden in self.references.items()
         }
+        if isinstance(q, TokenScores):  # other targets than the teacher are refused at the start
+            return q, q, references
         return q, target_logprobs(self.objective.target, p, q, references), references
 
     def visit(self, rows: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Loss of these rows and its gradient in the logits."""
         assert self.credit is not None
-        p = _normalised(logits)
+        p = log_softmax_(logits)
         q, target, references = self.distributions(rows, p)
         sampled = self.part.batch.targets[rows].to(p.device)
         teacher, logprob, brake, baseline = (
@@ -216,7 +231,7 @@ def _signals(
         states = _States(models, objective, part, None, 1)
         hidden = models.student.hidden(part.batch)
         for rows in chunks(len(hidden), chunk_rows(models.student.vocabulary)):
-            p = _normalised(models.student.head.logits(hidden[rows]))
+            p = log_softmax_(models.student.head.logits(hidden[rows]))
             q, target, _ = states.distributions(rows, p)
             sampled = part.batch.targets[rows].to(p.device)
             tables.append(_signals_of(objective, needed, p, q, target, sampled))
@@ -224,17 +239,23 @@ def _signals(
 
 
 def _signals_of(
-    objective: c.Objective, needed: set[str], p: Tensor, q: Tensor, target: Tensor, sampled: Tensor
+    objective: c.Objective,
+    needed: set[str],
+    p: Tensor,
+    q: Tensor | TokenScores,
+    target: Tensor | TokenScores,
+    sampled: Tensor,
 ) -> TokenTable:
     table: TokenTable = {}
     if "entropy/student" in needed:
         table["entropy/student"] = logprobs.entropy(p)
-    if "entropy/teacher" in needed:
-        table["entropy/teacher"] = logprobs.entropy(q)
-    if "kl/reverse" in needed:
-        table["kl/reverse"] = divergences.reverse_kl(p, q)
-    if "teachability" in needed:
-        table["teachability"] = _teachability(objective, p, q)
+    if isinstance(q, Tensor):  # weights that need all of it are refused for lists
+        if "entropy/teacher" in needed:
+            table["entropy/teacher"] = logprobs.entropy(q)
+        if "kl/reverse" in needed:
+            table["kl/reverse"] = divergences.reverse_kl(p, q)
+        if "teachability" in needed:
+            table["teachability"] = _teachability(objective, p, q)
     if "reward" in needed and isinstance(objective, c.Sampled):
         table["reward"] = sampled_reward(objective, p, target, sampled)
     if "loss" in needed:
@@ -252,11 +273,21 @@ def _teachability(objective: c.Objective, p: Tensor, q: Tensor) -> Tensor:
 
 
 def _statistics(
-    models: Models, batch: Batch, rows: slice, p: Tensor, q: Tensor, last: Tensor, k: int
+    models: Models,
+    batch: Batch,
+    rows: slice,
+    p: Tensor,
+    q: Tensor | TokenScores,
+    last: Tensor,
+    k: int,
 ) -> TokenTable:
     sampled = batch.targets[rows].to(p.device)
-    table = token_statistics(p, q, sampled, k)
-    table |= stop_masses(p, q, last[rows], models.stop_ids)
+    if isinstance(q, TokenScores):
+        table = served_statistics(p, q, sampled, k)
+        table |= stop_masses(p, None, last[rows], models.stop_ids)
+    else:
+        table = token_statistics(p, q, sampled, k)
+        table |= stop_masses(p, q, last[rows], models.stop_ids)
     drift = table["student_logprob"].cpu() - batch.sampling_logprobs[rows]
     table["rollout/drift_k3"] = drift.expm1() - drift
     return {key: value.cpu() for key, value in table.items()}
@@ -284,9 +315,16 @@ def _both_sides(rollouts: Sequence[Rollout]) -> tuple[Batch, Batch]:
     return batch, collate(rollouts, side="teacher")
 
 
-def _normalised(logits: Tensor) -> Tensor:
-    """log softmax, in the memory of the logits."""
-    return logits.sub_(logits.logsumexp(-1, keepdim=True))
+def _proposals(student: LocalModel, batch: Batch) -> Callable[[int], Tensor]:
+    """The student's k most likely tokens [N, k] at the states of a batch, computed when called."""
+
+    @torch.no_grad()
+    def propose(k: int) -> Tensor:
+        hidden = student.hidden(batch)
+        parts = chunks(len(hidden), chunk_rows(student.vocabulary))
+        return torch.cat([top_k_ids(student.head.logits(hidden[part]), k) for part in parts])
+
+    return propose
 
 
 def _length(rollout: Rollout) -> int:

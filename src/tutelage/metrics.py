@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tutelage.ops import divergences, logprobs, overlap
 from tutelage.ops.support import top_k_ids
-from tutelage.types import Prompt, Rollout
+from tutelage.types import Prompt, Rollout, TokenScores
 
 TokenTable = dict[str, Tensor]
 Record = dict[str, Any]
@@ -64,6 +64,57 @@ def token_statistics(student: Tensor, teacher: Tensor, sampled: Tensor, k: int) 
     }
 
 
+def served_statistics(student: Tensor, teacher: TokenScores, sampled: Tensor, k: int) -> TokenTable:
+    """What can be said of N states from the student's [N, V] and a server's lists; values [N].
+
+    Overlap is exact, since it asks about the teacher's most likely tokens alone; it is left out
+    where the list is shorter than k. The divergences are bucketed: what the server listed, the
+    sampled token, and one outcome for the rest (`kl/bucketed` is 1). The teacher's entropy is
+    not known.
+    """
+    assert teacher.likely_ids is not None
+    assert teacher.likely_logprobs is not None
+    ids, values = teacher.likely_ids, teacher.likely_logprobs
+    student_logprob, teacher_logprob = logprobs.gather(student, sampled), teacher.sampled
+    table: TokenTable = {}
+    if ids.shape[-1] >= k:
+        student_ids, student_tie = _top_k(student, k)
+        common = overlap.shared(student_ids, ids[:, :k])
+        p = student.gather(-1, student_ids)
+        same = student_ids.unsqueeze(-1) == ids[:, :k].unsqueeze(-2)
+        # Only shared tokens are read, and those the server listed.
+        q = torch.where(same, values[:, :k].unsqueeze(-2), -torch.inf).amax(-1)
+        q = torch.where(common, q, p)
+        pooled, pairs = overlap.overlap_advantage_unnormalised(p, q, common)
+        table = {
+            "overlap/ratio": overlap.overlap_ratio(common),
+            "overlap/advantage": overlap.overlap_advantage(p, q, common),
+            "overlap/advantage_unnormalised": pooled,
+            "overlap/pairs": pairs,
+            "overlap/mass_student": overlap.shared_mass(p, common),
+            "overlap/mass_teacher": overlap.shared_mass(q, common),
+            "overlap/empty_fraction": (~common.any(-1)).float(),
+        }
+        if ids.shape[-1] > k:
+            tie = values[:, k - 1] - values[:, k] < NEAR_TIE
+            table["overlap/near_ties"] = (student_tie | tie).float()
+    known = torch.cat([ids, sampled.unsqueeze(-1)], dim=-1)
+    mask = torch.ones_like(known, dtype=torch.bool)
+    mask[:, -1] = (ids != sampled.unsqueeze(-1)).all(-1)
+    p = student.gather(-1, known)
+    q = torch.cat([values, teacher_logprob.unsqueeze(-1)], dim=-1)
+    return table | {
+        "entropy/student": logprobs.entropy(student),
+        "kl/reverse": divergences.bucketed(divergences.reverse_kl_terms, p, q, mask),
+        "kl/forward": divergences.bucketed(divergences.forward_kl_terms, p, q, mask),
+        "kl/bucketed": torch.ones_like(student_logprob),
+        "reward/mean": teacher_logprob - student_logprob,
+        **divergence_monitors(student_logprob, teacher_logprob),
+        "student_logprob": student_logprob,
+        "teacher_logprob": teacher_logprob,
+    }
+
+
 def _top_k(logprobs_: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Ids [N, k], and whether the next one is so near that another code path may swap them [N]."""
     ids = top_k_ids(logprobs_, min(k + 1, logprobs_.shape[-1]))
@@ -101,7 +152,7 @@ def summarise_tokens(table: TokenTable) -> Record:
             record[key] = mean
             if count != record["tokens"]:
                 record[f"{key}/count"] = count
-    pairs = table["overlap/pairs"].double().sum().item()
+    pairs = table["overlap/pairs"].double().sum().item() if "overlap/pairs" in table else 0
     if pairs:
         record["overlap/advantage_unnormalised"] = (
             table["overlap/advantage_unnormalised"].double().sum().item() / pairs
@@ -252,13 +303,18 @@ def last_positions(rows: Tensor) -> Tensor:
 
 
 def stop_masses(
-    student: Tensor, teacher: Tensor, last: Tensor, stop_ids: frozenset[int]
+    student: Tensor, teacher: Tensor | None, last: Tensor, stop_ids: frozenset[int]
 ) -> TokenTable:
-    """Probability of all stop ids where `last` is set, NaN elsewhere; [N]."""
+    """Probability of all stop ids where `last` is set, NaN elsewhere; [N].
+
+    The teacher's is left out where its distribution is not at hand.
+    """
     known = sorted(i for i in stop_ids if i < student.shape[-1])
     ids = torch.tensor(known, dtype=torch.long, device=student.device)
     table: TokenTable = {}
     for side, logprobs_ in (("student", student), ("teacher", teacher)):
+        if logprobs_ is None:
+            continue
         mass = logprobs_[:, ids].exp().sum(-1)
         table[f"rollout/eos_mass_{side}"] = torch.where(last.to(mass.device), mass, torch.nan)
     return table

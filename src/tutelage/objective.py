@@ -24,7 +24,7 @@ from torch import Tensor
 from tutelage import config as c
 from tutelage.ops import divergences as d
 from tutelage.ops import support as s
-from tutelage.ops.logprobs import entropy, gather, log_complement
+from tutelage.ops.logprobs import entropy, gather
 from tutelage.types import LossOutput, TokenScores
 
 
@@ -242,10 +242,11 @@ def state_baseline(
 
 
 def sampled_reward(
-    objective: c.Sampled, student: Tensor, teacher: Tensor, sampled: Tensor
+    objective: c.Sampled, student: Tensor, teacher: Tensor | TokenScores, sampled: Tensor
 ) -> Tensor:
     """Reward [n] of the tokens drawn, for the batch's mean."""
-    p, q = gather(student, sampled), gather(teacher, sampled)
+    p = gather(student, sampled)
+    q = teacher.sampled if isinstance(teacher, TokenScores) else gather(teacher, sampled)
     return _at_token(objective, p, q, teacher)[1]
 
 
@@ -303,7 +304,7 @@ def _on_support(
     match objective.tail:
         case c.Bucket():
             inside = d.total(pointwise.terms(p, q), mask)
-            bucket = pointwise.terms(_rest(p, mask), _rest(q, mask)).squeeze(-1)
+            bucket = pointwise.terms(d.rest(p, mask), d.rest(q, mask)).squeeze(-1)
             metrics["support/tail_loss"] = bucket.detach()
             losses = inside + bucket
         case c.Renormalise():
@@ -381,10 +382,6 @@ def _value_with_gradient_of(value: Tensor, surrogate: Tensor) -> Tensor:
 
 def _mass(logprobs: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, logprobs.exp(), 0.0).sum(-1)
-
-
-def _rest(logprobs: Tensor, mask: Tensor) -> Tensor:
-    return log_complement(logprobs.masked_fill(~mask, -torch.inf)).unsqueeze(-1)
 
 
 def _renormalised(logprobs: Tensor, mask: Tensor) -> Tensor:

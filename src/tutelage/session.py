@@ -5,8 +5,9 @@ Everything that cannot work is refused here, before a run directory is made.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -18,9 +19,15 @@ from tutelage.data.render import render, render_one
 from tutelage.data.verify import Verify, choose_verifier
 from tutelage.errors import DataError, UsageError
 from tutelage.gradient import Models
+from tutelage.metrics import overlap_k
+from tutelage.models.base import Sampler, Teacher
 from tutelage.models.compatibility import require_context, require_same_tokens, share_vocabulary
 from tutelage.models.local import LocalModel, load_model
+from tutelage.models.served.server import Fingerprint, Server
+from tutelage.models.served.student import serve_student
+from tutelage.models.served.teacher import ServedTeacher, load_served_teacher
 from tutelage.objective import reference_models
+from tutelage.runs.directory import read_json
 from tutelage.types import Prompt, RenderedPrompt
 
 
@@ -36,6 +43,10 @@ class Session:
     """Evaluation prompts."""
     verify: Verify | None
     """Judges a completion; None where answers are not verified."""
+    sampler: Sampler
+    """Who draws the student's rollouts: the student itself, or a server with its weights."""
+    servers: Mapping[str, Server]
+    """The servers in use, by the role they play."""
     notes: Sequence[dict[str, Any]]
     """What to record and show: how prompts were read, dropped prompts, differing stop ids,
     ignored weights; `text` says it in a line."""
@@ -43,6 +54,30 @@ class Session:
     def digests(self) -> dict[str, str]:
         """What tells whether these are still the same training and held-out prompts."""
         return {"prompts": _digest(self.prompts), "held_out": _digest(self.held_out)}
+
+    def servers_record(self) -> dict[str, Any]:
+        """What the servers said of themselves, for the run directory."""
+        record: dict[str, Any] = {role: server.identity() for role, server in self.servers.items()}
+        if isinstance(self.models.teacher, ServedTeacher):
+            teacher = self.models.teacher
+            record["teacher"] |= {
+                "capabilities": asdict(teacher.capabilities),
+                "question": asdict(teacher.question),
+                "fingerprint": teacher.fingerprint.to_json(),
+            }
+        return record
+
+    def require_same_teacher(self, path: Path) -> None:
+        """Refuse to resume with another served teacher than the run began with.
+
+        Raises:
+            ServerError: its log-probabilities of a fixed sequence are others.
+        """
+        if isinstance(self.models.teacher, ServedTeacher):
+            began = read_json(path)
+            teacher = self.models.teacher
+            fingerprint = Fingerprint.from_json(began["teacher"]["fingerprint"])
+            teacher.server.require_same(fingerprint, teacher.fingerprint.logprobs)
 
 
 def prepare(config: Config, student_path: str | None = None) -> Session:
@@ -63,6 +98,7 @@ def prepare(config: Config, student_path: str | None = None) -> Session:
         prompts, held_out = split_held_out(prompts, config.data.held_out)
     verify = choose_verifier(config.data, [*prompts, *held_out])
     models = _load_models(config, student_path)
+    sampler, servers = _connect(config, models)
     _require_objective(config, models.student)
     rendered, too_long = [], []
     for part in (prompts, held_out):
@@ -121,8 +157,15 @@ def prepare(config: Config, student_path: str | None = None) -> Session:
                     f"(first: {model.ignored[0]}); its config.json may not belong to them",
                 }
             )
+    notes += _notes_on_servers(config)
     return Session(
-        models=models, prompts=rendered[0], held_out=rendered[1], verify=verify, notes=notes
+        models=models,
+        prompts=rendered[0],
+        held_out=rendered[1],
+        verify=verify,
+        sampler=sampler,
+        servers=servers,
+        notes=notes,
     )
 
 
@@ -146,7 +189,11 @@ def render_both_sides(
 def _load_models(config: Config, student_path: str | None) -> Models:
     resumed = {} if student_path is None else {"path": student_path}
     student = load_model(config.student.model_copy(update=resumed), "student")
-    teacher = load_model(config.teacher, "teacher")
+    teacher = (
+        load_model(config.teacher, "teacher")
+        if config.teacher.server is None
+        else load_served_teacher(config.teacher)
+    )
     for name, setting in reference_models(config.objective).items():
         if setting != "initial" and setting.own_prompt:
             raise UsageError(
@@ -157,15 +204,56 @@ def _load_models(config: Config, student_path: str | None) -> Models:
         name: load_model(config.student if setting == "initial" else setting, f"objective.{name}")
         for name, setting in reference_models(config.objective).items()
     }
-    frozen = [teacher, *references.values()]
+    frozen: list[Teacher] = [teacher, *references.values()]
     for model in frozen:
         require_same_tokens(student.tokenizer, model.tokenizer)
-        model.model.requires_grad_(False)
+        if isinstance(model, LocalModel):
+            model.model.requires_grad_(False)
     share_vocabulary(student, *frozen)
     for model in (student, *frozen):
         model.temperature = config.rollout.temperature
         model.batch_size = config.rollout.batch_size
     return Models(student=student, teacher=teacher, references=references)
+
+
+def _connect(config: Config, models: Models) -> tuple[Sampler, dict[str, Server]]:
+    """Who draws the student's rollouts, and the servers in use by role."""
+    sampler: Sampler = models.student
+    servers: dict[str, Server] = {}
+    if isinstance(models.teacher, ServedTeacher):
+        k = overlap_k(config.run.metrics_k, models.student.vocabulary)
+        models.teacher.prepare_for(config.objective, k)
+        servers["teacher"] = models.teacher.server
+    if config.student.server is not None:
+        sampler = serve_student(config.student, models.student)
+        servers["student"] = sampler.server
+    return sampler, servers
+
+
+def _notes_on_servers(config: Config) -> list[dict[str, Any]]:
+    notes: list[dict[str, Any]] = []
+    for role, model in (("student", config.student), ("teacher", config.teacher)):
+        server = model.server
+        if server is None:
+            continue
+        if not server.is_loopback and server.url.startswith("http:"):
+            notes.append(
+                {
+                    "kind": "plain_http",
+                    "role": role,
+                    "text": f"the {role}'s server {server.url} is reached over plain http: prompts"
+                    f"{' and the API key' if server.key_env else ''} cross the network readable",
+                }
+            )
+    if config.student.server is not None and config.rollout.temperature != 1.0:
+        notes.append(
+            {
+                "kind": "drift_unknown",
+                "text": "the student's server gives log-probabilities at temperature 1, so at "
+                f"rollout.temperature {config.rollout.temperature:g} rollout/drift_k3 is absent",
+            }
+        )
+    return notes
 
 
 def _require_objective(config: Config, student: LocalModel) -> None:

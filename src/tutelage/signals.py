@@ -94,6 +94,22 @@ def exhausted(probes: Records, patience: int) -> Signal | None:
     )
 
 
+def drift(records: Records, limit: float) -> Signal | None:
+    """Rollouts of the current policy are not what the trainer's own weights would draw."""
+    last = records[-1] if records else {}
+    measured = last.get("rollout/drift_k3")
+    if measured is None or measured <= limit or last.get("rollout/age", 0) > 0:
+        return None
+    return Signal(
+        name="engine_drift",
+        severity="warning",
+        evidence=f"sampling and training log-probabilities of the same weights differ by a k3 of "
+        f"{measured:.3g} nats a token",
+        advice="run the student's server in float32 with its default --logprobs-mode, and check "
+        "that it samples from the same model",
+    )
+
+
 def retired(
     evaluations: Records, teacher_accuracy: float | None, fraction: float, patience: int
 ) -> bool:

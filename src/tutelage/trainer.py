@@ -40,6 +40,7 @@ from tutelage.metrics import (
     summarise_tokens,
     token_scores,
 )
+from tutelage.models.served.student import ServedStudent
 from tutelage.ops.sampling import uniforms
 from tutelage.ops.weights import mean_one
 from tutelage.runs.checkpoints import (
@@ -114,6 +115,8 @@ class Trainer:
         replace_text(run.path / "config.yaml", dump_config(config))
         replace_text(run.path / "environment.json", to_json(environment()))
         replace_text(run.path / "data.json", to_json(trainer.session.digests()))
+        if trainer.session.servers:
+            replace_text(run.path / "servers.json", to_json(trainer.session.servers_record()))
         for note in trainer.session.notes:
             run.log_event(**note)
         trainer.tell_notes()
@@ -132,6 +135,7 @@ class Trainer:
         checkpoint, skipped = newest_checkpoint(run.checkpoints)
         session = prepare(config, str(checkpoint.path))
         _require_same_prompts(run, config, session)
+        session.require_same_teacher(run.path / "servers.json")
         trainer = cls(config, run, session, observer)
         trainer.restore(checkpoint, skipped)
         trainer.tell_notes()
@@ -176,8 +180,8 @@ class Trainer:
         key: dict[str, Any] = {"group_size": settings.group_size, "seed": seed, "step": step}
         with self.timings("rollout"):
             if settings.student_share == 1:
-                return self.models.student.sample(prompts, params, **key)
-            own = self.models.student.sample(prompts, params, **key, only=students)
+                return self.session.sampler.sample(prompts, params, **key)
+            own = self.session.sampler.sample(prompts, params, **key, only=students)
             others = self.models.teacher.sample(
                 [prompt.for_teacher() for prompt in prompts],
                 params,
@@ -300,6 +304,7 @@ class Trainer:
             signals.non_finite(self.steps, guards.non_finite_limit),
             signals.truncation(self.steps, guards.truncated, guards.window),
             signals.length(self.steps, guards.length_factor, guards.window),
+            signals.drift(self.steps, guards.drift),
         )
         for signal in noticed:
             if signal is None:
@@ -337,7 +342,7 @@ class Trainer:
         samples = self.config.evaluation.samples
         started = time.monotonic()
         result = evaluate(
-            self.models.student,
+            self.session.sampler,
             self.session.held_out,
             self.session.verify,
             self.evaluation_params(),
@@ -544,12 +549,28 @@ class Trainer:
 
     def log(self, record: Record) -> None:
         """Record a step or an evaluation, and show it."""
+        record |= self.server_record()
         self.run.log_metrics(record)
         if record["kind"] == "train":
             self.steps.append(record)
         elif record["kind"] == "probe":
             self.probes.append(record)
         self.observer(record)
+
+    def server_record(self) -> Record:
+        """What the servers needed since the last record; faults that passed are events."""
+        record: Record = {}
+        for role, server in self.session.servers.items():
+            faults = server.client.take_retried()
+            record[f"server/{role}_retries"] = len(faults)
+            for fault in faults:
+                self.run.log_event("server_retry", step=self.step, role=role, fault=fault)
+            if faults:
+                text = f"the {role}'s server was asked again {len(faults)} times ({faults[0]})"
+                self.observer({"kind": "note", "text": text})
+        if isinstance(self.session.sampler, ServedStudent):
+            record |= self.session.sampler.record()
+        return record
 
     def due(self, every: int) -> bool:
         """Whether something that happens every so many steps happens now."""

@@ -153,6 +153,10 @@ class TokenScores:
     """float [N, K]: log q of them over the full vocabulary; the rest is the tail's mass."""
     mask: Tensor
     """bool [N, K]: which slots count."""
+    likely_ids: Tensor | None = None
+    """int64 [N, M]: the teacher's own most likely tokens, most likely first, for metrics."""
+    likely_logprobs: Tensor | None = None
+    """float [N, M]: log q of them."""
 
 
 @dataclass(frozen=True, slots=True)

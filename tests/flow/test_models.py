@@ -14,7 +14,7 @@ from tutelage.models.compatibility import (
     require_same_tokens,
     share_vocabulary,
 )
-from tutelage.models.local import LocalModel, load_model
+from tutelage.models.local import LocalModel, context_length, load_model
 from tutelage.types import Message, Prompt, RenderedPrompt, SamplingParams
 
 PARAMS = SamplingParams(max_new_tokens=12)
@@ -154,7 +154,7 @@ def test_the_context_is_found_under_every_name_it_has():
         Gemma3Config(text_config={"max_position_embeddings": 20}),
     ]
     for config in configs:
-        model = SimpleNamespace(model=SimpleNamespace(config=config))
+        model = SimpleNamespace(context=context_length(config))
         require_context(model, "student", 10, 10)
         with pytest.raises(UsageError, match="the student reads 20 tokens"):
             require_context(model, "student", 10, 11)

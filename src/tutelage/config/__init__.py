@@ -85,6 +85,7 @@ from tutelage.config.run import (
     RunConfig,
     Verifier,
 )
+from tutelage.config.server import ServerConfig
 
 __all__ = [
     "CONTEXTS",
@@ -139,6 +140,7 @@ __all__ = [
     "Sampled",
     "Schedule",
     "Section",
+    "ServerConfig",
     "ShiftTarget",
     "Skew",
     "Tail",

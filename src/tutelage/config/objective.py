@@ -13,6 +13,7 @@ from pydantic import (
 )
 
 from tutelage.config.base import Section, tagged
+from tutelage.config.server import ServerConfig
 
 
 class ReverseKL(Section):
@@ -146,6 +147,8 @@ class ModelConfig(PromptFormat):
     """Precision of the weights."""
     device: str = "auto"
     """cpu, cuda, cuda:1; auto takes a GPU where there is one."""
+    server: ServerConfig | None = None
+    """Teacher: score and sample at a server. Student: sample there, learn here."""
 
 
 Reference = Literal["initial"] | ModelConfig

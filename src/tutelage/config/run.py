@@ -174,6 +174,9 @@ class GuardConfig(Section):
     """Share of truncated rollouts that is a warning, where it was lower at the start."""
     length_factor: Annotated[float, Field(gt=1)] = 2.0
     """Mean length that is this many times longer or shorter than at the start is a warning."""
+    drift: PositiveFloat = 0.01
+    """k3 in nats a token, between sampling and training log-probabilities of the same weights, that
+    is a warning; a server's rounding gives far less."""
     window: PositiveInt = 5
     """Steps over which truncation and length are averaged."""
     stop: bool = False
@@ -257,6 +260,31 @@ class Config(Section):
                     f"{role}.template: {', '.join(sorted(owned))} is set by tutelage when it "
                     "renders a prompt; leave it out, and give only what the template itself asks "
                     "for"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _servers_fit_their_part(self) -> "Config":
+        student, teacher = self.student.server, self.teacher.server
+        if student is not None and student.cache is not None:
+            raise ValueError("student.server.cache: only a teacher's scores are kept; leave it out")
+        if teacher is not None and teacher.weights is not None:
+            raise ValueError(
+                "teacher.server.weights: a teacher does not learn, so its server's weights stay; "
+                "leave it out"
+            )
+        references = {
+            "brake.reference": getattr(self.objective.brake, "reference", None),
+            **{
+                f"target.{name}": getattr(self.objective.target, name, None)
+                for name in ("reference", "teacher_base", "student_base")
+            },
+        }
+        for name, reference in references.items():
+            if getattr(reference, "server", None) is not None:
+                raise ValueError(
+                    f"objective.{name}.server: a reference needs its whole distribution at every "
+                    "state, so it is loaded in process; leave server out"
                 )
         return self
 

@@ -1,11 +1,12 @@
-"""The two protocols every engine implements."""
+"""The protocols that engines implement, in process or behind a server."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from tutelage.types import Batch, RenderedPrompt, Rollout, SamplingParams
+from tutelage.types import Batch, RenderedPrompt, Rollout, SamplingParams, TokenScores
 
 
 class Sampler(Protocol):
@@ -29,9 +30,50 @@ class Sampler(Protocol):
         ...
 
 
+class Judgement(Protocol):
+    """What a teacher says of the states of a batch."""
+
+    def at(self, rows: slice, student: Tensor) -> Tensor | TokenScores:
+        """log q of these states: all of it [n, V], or what a server gave.
+
+        Args:
+            rows: which of the batch's N states.
+            student: log p [n, V] of the student there.
+        """
+        ...
+
+
 class Scorer(Protocol):
     """Judges the tokens of a batch."""
 
-    def score(self, batch: Batch) -> Tensor:
-        """Log-probabilities [N, V] at the states of the N scored tokens, without gradient."""
+    def judge(self, batch: Batch, propose: Callable[[int], Tensor]) -> Judgement:
+        """Its view of the states of the N scored tokens, without gradient.
+
+        Args:
+            batch: whose scored tokens are the states.
+            propose: the student's k most likely tokens [N, k]; called only by who cannot give
+                every token's log-probability.
+        """
+        ...
+
+
+class Teacher(Sampler, Scorer, Protocol):
+    """Who scores the student's rollouts, and may sample some itself."""
+
+    tokenizer: PreTrainedTokenizerBase
+    """Its tokenizer."""
+    stop_ids: frozenset[int]
+    """Ids that end a completion."""
+    vocabulary: int
+    """Token ids in use."""
+    temperature: float
+    """Temperature of the log-probabilities it gives."""
+    batch_size: int
+    """Rollouts decoded at once."""
+    ignored: tuple[str, ...]
+    """Weights in its files that the architecture has no place for."""
+
+    @property
+    def context(self) -> int | None:
+        """Tokens it reads; None where nobody says."""
         ...

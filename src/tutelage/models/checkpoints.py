@@ -96,8 +96,13 @@ def _header_shapes(file: Path) -> dict[str, tuple[int, ...]]:
     return {name: tuple(entry["shape"]) for name, entry in tensors.items()}
 
 
-def open_folder(path: str, role: str) -> ModelFolder:
+def open_folder(path: str, role: str, *, weights: bool = True) -> ModelFolder:
     """The model directory at `path`.
+
+    Args:
+        path: the directory.
+        role: student or teacher, for messages.
+        weights: whether it must hold weights; those of a served model are at its server.
 
     Raises:
         UsageError: no such directory, no config.json, no safetensors weights.
@@ -109,7 +114,7 @@ def open_folder(path: str, role: str) -> ModelFolder:
         )
     if not (folder / "config.json").is_file():
         raise UsageError(f"{role} model: {path} has no config.json, so it is not a saved model")
-    if not any(folder.glob(_WEIGHTS)):
+    if weights and not any(folder.glob(_WEIGHTS)):
         pickles = [f.name for pattern in ("*.bin", "*.pt", "*.pth") for f in folder.glob(pattern)]
         if pickles:
             raise UsageError(

@@ -1,11 +1,9 @@
 """Can these two models be combined at all? Decided without a forward pass."""
 
-from typing import Any
-
 from transformers import PreTrainedTokenizerBase
 
 from tutelage.errors import UsageError
-from tutelage.models.local import LocalModel
+from tutelage.models.base import Teacher
 
 
 def require_same_tokens(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
@@ -33,7 +31,7 @@ def require_same_tokens(student: PreTrainedTokenizerBase, teacher: PreTrainedTok
 
 
 def require_context(
-    model: LocalModel,
+    model: Teacher,
     role: str,
     longest_prompt: int,
     max_new_tokens: int,
@@ -44,9 +42,7 @@ def require_context(
     Raises:
         UsageError: with the setting to lower.
     """
-    config: Any = model.model.config.get_text_config()
-    names = ("max_position_embeddings", "n_positions", "max_seq_len")
-    context = next((size for name in names if (size := getattr(config, name, None))), None)
+    context = model.context
     if context is not None and longest_prompt + max_new_tokens > context:
         raise UsageError(
             f"the {role} reads {context} tokens, but the longest prompt has {longest_prompt} and "
@@ -54,7 +50,7 @@ def require_context(
         )
 
 
-def share_vocabulary(student: LocalModel, *others: LocalModel) -> None:
+def share_vocabulary(student: Teacher, *others: Teacher) -> None:
     """Let all sides use the ids that every head has; the rest pads the larger heads.
 
     Raises:

@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -21,9 +22,22 @@ from transformers.utils import logging as transformers_logging
 from tutelage.config import ModelConfig
 from tutelage.errors import MachineError, UsageError
 from tutelage.models.checkpoints import open_folder
+from tutelage.ops.logprobs import log_softmax_
 from tutelage.ops.projection import Head
 from tutelage.ops.sampling import draw, uniforms
 from tutelage.types import Batch, FinishReason, RenderedPrompt, Rollout, SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class LocalJudgement:
+    """A model's view of a batch's states: hidden states, made log-probabilities chunk by chunk."""
+
+    hidden: Tensor
+    head: Head
+
+    def at(self, rows: slice, student: Tensor) -> Tensor:
+        """log q [n, V] of these states."""
+        return log_softmax_(self.head.logits(self.hidden[rows]))
 
 
 @dataclass
@@ -77,9 +91,19 @@ class LocalModel:
         """log p [N, V] at the states of the scored tokens, without gradient in the head."""
         return self.head.logits(self.hidden(batch)).log_softmax(-1)
 
+    @property
+    def context(self) -> int | None:
+        """Tokens it reads; None where its config does not say."""
+        return context_length(self.model.config)
+
+    @torch.no_grad()
+    def judge(self, batch: Batch, propose: Callable[[int], Tensor]) -> LocalJudgement:
+        """Its view of a batch's states; nothing need be proposed to it."""
+        return LocalJudgement(self.hidden(batch), self.head)
+
     @torch.no_grad()
     def score(self, batch: Batch) -> Tensor:
-        """Log-probabilities [N, V] at the states of the scored tokens, without gradient."""
+        """Log-probabilities [N, V] at the states of the N scored tokens, without gradient."""
         return self.state_logprobs(batch)
 
     def sample(
@@ -138,11 +162,11 @@ class LocalModel:
 
     def decode_text(self, ids: Iterable[int]) -> str:
         """Token ids as text, without special tokens."""
-        return cast(str, self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        return decode_text(self.tokenizer, ids)
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """Each token id as the text a reader sees, special tokens included."""
-        return [cast(str, self.tokenizer.decode([i])) for i in ids]
+        return [decode_text(self.tokenizer, [i], special=True) for i in ids]
 
 
 def load_model(settings: ModelConfig, role: str) -> LocalModel:
@@ -242,6 +266,13 @@ def _first_line(error: Exception) -> str:
     return lines[0] if lines else repr(error)
 
 
+def context_length(config: PretrainedConfig) -> int | None:
+    """Tokens a model reads; None where its config does not say."""
+    text: Any = config.get_text_config()
+    names = ("max_position_embeddings", "n_positions", "max_seq_len")
+    return next((size for name in names if (size := getattr(text, name, None))), None)
+
+
 def head_rows(model: PreTrainedModel) -> int:
     """Rows of the output head, padding included."""
     head = model.get_output_embeddings()
@@ -284,6 +315,13 @@ def find_head(model: PreTrainedModel) -> Head:
         found, expected, rtol=tolerance, atol=tolerance * largest, equal_nan=True
     )
     return head if agree else Head(weight=None)
+
+
+def decode_text(
+    tokenizer: PreTrainedTokenizerBase, ids: Iterable[int], special: bool = False
+) -> str:
+    """Token ids as text, without special tokens unless they are wanted."""
+    return cast(str, tokenizer.decode(list(ids), skip_special_tokens=not special))
 
 
 def stop_ids(*configs: object) -> frozenset[int]:

@@ -12,10 +12,13 @@ log-probabilities, functions are elementwise.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from tutelage.ops.logprobs import log_complement
 
 LogProbs = Float[Tensor, "*S K"]
 Elementwise = Float[Tensor, "*S"]
@@ -25,6 +28,22 @@ Mask = Bool[Tensor, "*S K"] | None
 def total(terms: Float[Tensor, "*S K"], mask: Mask = None) -> Float[Tensor, "*S"]:
     """Sum over the outcomes that count."""
     return (terms if mask is None else torch.where(mask, terms, 0.0)).sum(-1)
+
+
+def rest(logprobs: LogProbs, mask: Bool[Tensor, "*S K"]) -> Float[Tensor, "*S 1"]:
+    """Log-probability of everything that the mask leaves out, as one outcome."""
+    return log_complement(logprobs.masked_fill(~mask, -torch.inf)).unsqueeze(-1)
+
+
+def bucketed(
+    terms: Callable[[Tensor, Tensor], Tensor],
+    student: LogProbs,
+    teacher: LogProbs,
+    mask: Bool[Tensor, "*S K"],
+) -> Float[Tensor, "*S"]:
+    """A divergence on some outcomes and one lumped outcome for the rest."""
+    tail = terms(rest(student, mask), rest(teacher, mask)).squeeze(-1)
+    return total(terms(student, teacher), mask) + tail
 
 
 def reverse_kl(student: LogProbs, teacher: LogProbs, mask: Mask = None) -> Float[Tensor, "*S"]:

@@ -15,6 +15,11 @@ def log_probs(logits: Float[Tensor, "*S V"], temperature: float = 1.0) -> Float[
     return logits.log_softmax(-1)
 
 
+def log_softmax_(logits: Float[Tensor, "*S V"]) -> Float[Tensor, "*S V"]:
+    """log softmax, in the memory of the logits."""
+    return logits.sub_(logits.logsumexp(-1, keepdim=True))
+
+
 def gather(logprobs: Float[Tensor, "*S V"], ids: Int[Tensor, "*S"]) -> Float[Tensor, "*S"]:
     """The log-probability of one token id at each state."""
     return logprobs.gather(-1, ids.unsqueeze(-1)).squeeze(-1)

@@ -1,0 +1,78 @@
+"""A model behind a vLLM server."""
+
+from ipaddress import ip_address
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from tutelage.config.base import Section
+
+
+def _server_url(url: str) -> str:
+    parts = urlsplit(url)
+    try:
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise ValueError(f"{error}; write http://127.0.0.1:8000") from None
+    if parts.username or parts.password:
+        raise ValueError(
+            "the URL holds a user or password, which would reach config.yaml and messages; put "
+            "the key into an environment variable and its name into key_env"
+        )
+    if parts.scheme not in ("http", "https") or not host:
+        raise ValueError(f"{url!r} is not the address of a server; write http://127.0.0.1:8000")
+    if parts.query or parts.fragment:
+        raise ValueError("the URL has a query or fragment; give the server's address alone")
+    if _is_link_local(host):
+        raise ValueError(
+            f"{host} is a link-local address, where clouds keep their credentials; no model "
+            "server lives there"
+        )
+    return url.rstrip("/").removesuffix("/v1")
+
+
+def _is_link_local(host: str) -> bool:
+    try:
+        return ip_address(host).is_link_local
+    except ValueError:
+        return False
+
+
+class ServerConfig(Section):
+    """A vLLM server that plays the model's part; `path` then gives tokenizer and stop ids."""
+
+    url: Annotated[str, AfterValidator(_server_url)]
+    """Address of the server, such as http://127.0.0.1:8000."""
+    model: str | None = None
+    """Name the model is served under; None takes the only one."""
+    key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    """NAME of the environment variable that holds the API key; never the key itself."""
+    timeout_s: PositiveFloat = 120.0
+    """Seconds an answer may take from the request to its last byte."""
+    retries: NonNegativeInt = 4
+    """Further tries after a fault that may pass: no connection, time-out, 429, 5xx."""
+    max_in_flight: PositiveInt = 16
+    """Requests under way at once."""
+    cache: str | None = None
+    """Teacher: folder that keeps scores on disk, for rollouts that are scored again."""
+    cache_mb: PositiveInt = 1024
+    """Most megabytes of the cache; the scores used longest ago leave first."""
+    weights: str | None = None
+    """Student: the folder the server was started on; its safetensors are overwritten at each
+    step, so it must be a copy."""
+    tolerance: PositiveFloat = 1e-4
+    """Student: most nats between the server's and the trainer's log-probabilities of a probe
+    after a weight sync; a bfloat16 server needs about .05."""
+    allow_remote_sync: bool = False
+    """Student: sync weights with a server that is not on loopback; its developer endpoints are
+    open to whoever reaches them."""
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether the server runs on this machine."""
+        host = urlsplit(self.url).hostname or ""
+        try:
+            return ip_address(host).is_loopback
+        except ValueError:
+            return host == "localhost"
