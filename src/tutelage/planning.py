@@ -27,7 +27,7 @@ class Plan:
     optimizer_bytes: int
     """AdamW's two moments."""
     teacher_bytes: int
-    """Teacher weights."""
+    """Teacher weights; 0 at a server, which holds them."""
     hidden_bytes: int
     """Last hidden states of one micro-batch at full length, with the student's gradient."""
     logits_bytes: int
@@ -67,7 +67,8 @@ def plan(config: Config) -> Plan:
         UsageError: a model directory that cannot be used.
     """
     student = open_folder(config.student.path, "student")
-    teacher = open_folder(config.teacher.path, "teacher")
+    is_served = config.teacher.server is not None
+    teacher = open_folder(config.teacher.path, "teacher", weights=not is_served)
     rollout = config.rollout
     rollouts = rollout.prompts_per_step * rollout.group_size
     in_memory = min(config.optimizer.micro_batch_size, rollouts)
@@ -77,7 +78,7 @@ def plan(config: Config) -> Plan:
     chunk = min(scored, max(16, CHUNK_ELEMENTS // vocabulary))
     logits = 4 * _BUFFERS * chunk * vocabulary
     student_bytes = student.parameters * _BYTES[config.student.dtype]
-    teacher_bytes = teacher.parameters * _BYTES[config.teacher.dtype]
+    teacher_bytes = 0 if is_served else teacher.parameters * _BYTES[config.teacher.dtype]
     tokens = rollouts * rollout.max_new_tokens
     return Plan(
         student_parameters=student.parameters,

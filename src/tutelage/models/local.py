@@ -244,7 +244,7 @@ def load_tokenizer(settings: ModelConfig, role: str) -> PreTrainedTokenizerBase:
     Raises:
         UsageError: the folder holds none.
     """
-    folder = open_folder(settings.path, role)
+    folder = open_folder(settings.path, role, weights=False)
     try:
         with quiet_transformers():
             return cast(

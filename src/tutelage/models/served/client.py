@@ -7,6 +7,7 @@ API key out of the request's header.
 import json
 import os
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
@@ -81,6 +82,7 @@ class Client:
             follow_redirects=False,
             trust_env=False,
         )
+        weakref.finalize(self, self._client.close)
 
     def get(self, path: str, read: Callable[[Any], T], limit: int = MEGABYTE) -> T:
         """What `read` makes of the answer to GET."""
