@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tutelage.alignment.job import align
     from tutelage.config import Config, load_config, parse_config, presets
     from tutelage.demonstration import demo
+    from tutelage.diagnose.machine import doctor
     from tutelage.evaluation import evaluate_model as eval
     from tutelage.planning import plan
     from tutelage.previewing import preview
@@ -25,6 +26,7 @@ _HOMES = {
     "load_config": "tutelage.config:load_config",
     "parse_config": "tutelage.config:parse_config",
     "demo": "tutelage.demonstration:demo",
+    "doctor": "tutelage.diagnose.machine:doctor",
     "eval": "tutelage.evaluation:evaluate_model",
     "plan": "tutelage.planning:plan",
     "preview": "tutelage.previewing:preview",
@@ -38,6 +40,7 @@ __all__ = [
     "__version__",
     "align",
     "demo",
+    "doctor",
     "eval",
     "load_config",
     "parse_config",

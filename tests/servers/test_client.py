@@ -219,7 +219,7 @@ def test_the_key_comes_from_a_named_variable_and_appears_nowhere_else(
     serve, gpt2_pair, monkeypatch
 ):
     fake = serve(gpt2_pair[1], key="sk-canary")
-    with pytest.raises(ServerError, match="HTTP 401: .*key_env"):
+    with pytest.raises(ServerError, match=r"HTTP 401: .*key_env"):
         connect(fake.url)
     monkeypatch.setenv("TEACHER_KEY", "sk-canary")
     server = connect(fake.url, key_env="TEACHER_KEY")

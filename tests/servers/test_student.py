@@ -164,11 +164,11 @@ def test_a_run_warns_of_engine_drift(config, tmp_path, fake):
     sample = fake.sample
 
     def flattened(prompt, body):
-        return sample(prompt, {**body, "temperature": 3.0}) | {"logprobs": lowered(prompt, body)}
-
-    def lowered(prompt, body):
-        found = sample(prompt, {**body, "temperature": 3.0})["logprobs"]["token_logprobs"]
-        return {"token_logprobs": [x - 0.5 for x in found]}
+        found = sample(prompt, {**body, "temperature": 3.0})
+        if "logprobs" in found:
+            values = found["logprobs"]["token_logprobs"]
+            found["logprobs"] = {"token_logprobs": [x - 0.5 for x in values]}
+        return found
 
     fake.sample = flattened
     train(config())
@@ -202,7 +202,7 @@ def test_a_server_without_developer_endpoints_is_refused_with_what_to_set(config
 def test_a_folder_of_another_model_is_refused(config, gpt2_pair, tmp_path):
     other = shutil.copytree(gpt2_pair[1], tmp_path / "other")
     before = (other / "model.safetensors").read_bytes()
-    with pytest.raises(UsageError, match=r"student has \[300, 16\] there"):
+    with pytest.raises(UsageError, match=r"student has \[48\] there"):
         train(config(server={"weights": str(other)}))
     assert (other / "model.safetensors").read_bytes() == before
 

@@ -14,6 +14,7 @@ VERBS = {
     "align": "where each teacher pushes the student towards success, without training",
     "presets": "the settings that `preset: NAME` starts from",
     "report": "one HTML page from one or more run directories",
+    "doctor": "machine, versions, extras, and what the servers of a run can do",
     "lab": "build the embedded models anew",
 }
 

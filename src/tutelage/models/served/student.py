@@ -153,6 +153,17 @@ def serve_student(settings: ModelConfig, student: LocalModel) -> ServedStudent:
             this machine.
         ServerError: a server that does not answer.
     """
+    folder = weights_folder(settings)
+    assert settings.server is not None
+    return ServedStudent(Server(settings.server, "student"), student, folder)
+
+
+def weights_folder(settings: ModelConfig) -> Path:
+    """The folder that the student's server was started on.
+
+    Raises:
+        UsageError: none is named, it must not be overwritten, or the server is not on this machine.
+    """
     server_settings = settings.server
     assert server_settings is not None
     if server_settings.weights is None:
@@ -173,7 +184,7 @@ def serve_student(settings: ModelConfig, student: LocalModel) -> ServedStudent:
             f"student.server.weights is student.path ({settings.path}), and every step overwrites "
             "the weights there; start the server on a copy of that folder"
         )
-    return ServedStudent(Server(server_settings, "student"), student, folder.path)
+    return folder.path
 
 
 @torch.no_grad()
