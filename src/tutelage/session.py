@@ -216,6 +216,16 @@ def _load_models(config: Config, student_path: str | None) -> Models:
     return Models(student=student, teacher=teacher, references=references)
 
 
+def model_paths(config: Config) -> dict[str, str]:
+    """Folders of a run's models, by the setting that names them."""
+    references = {
+        f"objective.{name}.path": setting.path
+        for name, setting in reference_models(config.objective).items()
+        if setting != "initial"
+    }
+    return {"student.path": config.student.path, "teacher.path": config.teacher.path, **references}
+
+
 def _connect(config: Config, models: Models) -> tuple[Sampler, dict[str, Server]]:
     """Who draws the student's rollouts, and the servers in use by role."""
     sampler: Sampler = models.student
@@ -225,7 +235,7 @@ def _connect(config: Config, models: Models) -> tuple[Sampler, dict[str, Server]
         models.teacher.prepare_for(config.objective, k)
         servers["teacher"] = models.teacher.server
     if config.student.server is not None:
-        sampler = serve_student(config.student, models.student)
+        sampler = serve_student(config.student, models.student, model_paths(config))
         servers["student"] = sampler.server
     return sampler, servers
 

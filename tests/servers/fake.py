@@ -42,6 +42,7 @@ class FakeVllm:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.reload()
         self.rows = self.model.config.vocab_size
+        self.text = [self.tokenizer.decode([i]) for i in range(self.rows)]
         self.max_logprobs = self.rows if max_logprobs == -1 else max_logprobs
         self.faults: dict[str, list[Fault]] = defaultdict(list)
         self.asked: list[tuple[str, Any]] = []
@@ -178,7 +179,7 @@ class FakeVllm:
                     str(i): {
                         "logprob": max(row[i].item(), -9999.0),
                         "rank": int(ranks[i]),
-                        "decoded_token": self.tokenizer.decode([i]),
+                        "decoded_token": self.text[i],
                     }
                     for i in dict.fromkeys([token, *best])
                 }

@@ -59,6 +59,16 @@ def test_a_fault_that_stays_ends_after_all_tries_and_names_the_server(fake):
     assert not fake.faults[SCORING]
 
 
+def test_the_first_fault_that_stays_ends_the_others_without_their_retries(fake, monkeypatch):
+    monkeypatch.setattr("tutelage.models.served.client.LONGEST_PAUSE_S", 60.0)
+    server = connect(fake.url)
+    fake.faults[SCORING] = [f.status(503, "busy", retry_after="50"), f.status(400, "no")]
+    started = time.monotonic()
+    with pytest.raises(ServerError, match=r"says: no|busy"):
+        server.client.map(lambda ids: server.score([ids], 0), [IDS, IDS])
+    assert time.monotonic() - started < 10
+
+
 def test_a_server_that_is_not_there_is_an_error_of_exit_code_6(fake):
     fake.close()
     with pytest.raises(ServerError, match="ConnectError") as caught:

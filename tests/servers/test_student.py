@@ -179,11 +179,12 @@ def test_a_run_warns_of_engine_drift(config, tmp_path, fake):
 # --- refused at the start --------------------------------------------------------------------
 
 
-def test_the_folder_of_the_starting_weights_is_never_overwritten(config, gpt2_pair):
-    before = (gpt2_pair[0] / "model.safetensors").read_bytes()
-    with pytest.raises(UsageError, match="start the server on a copy"):
-        prepare(config(server={"weights": str(gpt2_pair[0])}))
-    assert (gpt2_pair[0] / "model.safetensors").read_bytes() == before
+def test_the_folders_of_the_runs_models_are_never_overwritten(config, gpt2_pair):
+    for folder, setting in zip(gpt2_pair, ("student.path", "teacher.path"), strict=True):
+        before = (folder / "model.safetensors").read_bytes()
+        with pytest.raises(UsageError, match=f"weights is {setting}.*on a copy"):
+            prepare(config(server={"weights": str(folder)}))
+        assert (folder / "model.safetensors").read_bytes() == before
 
 
 def test_a_student_server_without_weights_folder_or_off_this_machine_is_refused(config):

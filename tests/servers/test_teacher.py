@@ -366,6 +366,23 @@ def test_evaluations_of_a_served_and_a_local_teacher_agree(settings, serve, gpt2
         assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
 
 
+def test_eval_measures_a_model_at_its_server(serve, gpt2_pair, tmp_path, capsys):
+    from helpers import sums, write_jsonl
+    from tutelage.cli import main
+
+    fake = serve(gpt2_pair[0])
+    prompts = write_jsonl(tmp_path / "test.jsonl", sums(6))
+    words = ["eval", str(gpt2_pair[0]), "--prompts", str(prompts), "--verifier", "numeric"]
+    words += ["--max-new-tokens", "8", "--temperature", "0", "--samples", "1", "--json"]
+    records = []
+    for extra in ([], ["--server", fake.url]):
+        assert main([*words, *extra]) == 0
+        records.append(json.loads(capsys.readouterr().out))
+    assert records[0] == records[1]
+    assert main([*words, "--server", "nonsense"]) == 2
+    assert fake.count(SCORING) > 6
+
+
 def test_the_teacher_reads_its_own_prompt_at_a_server_too(settings, serve, gpt2_pair):
     fake = serve(gpt2_pair[1], max_logprobs=-1)
     teacher = {"path": str(gpt2_pair[1]), "user_prompt": "Easy: {question}"}

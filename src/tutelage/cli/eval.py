@@ -25,6 +25,8 @@ def eval_(
     temperature: float = 0.7,
     top_p: float = 0.95,
     seed: int = 0,
+    server: str | None = None,
+    key_env: str | None = None,
     output: Path | None = None,
     as_json: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
@@ -42,6 +44,8 @@ def eval_(
         temperature: sampling temperature; 0 is greedy.
         top_p: nucleus kept when sampling.
         seed: decides the samples.
+        server: address of a vLLM server that samples; the directory then gives the tokenizer alone.
+        key_env: NAME of the environment variable that holds the server's API key.
         output: file for one JSON line a question, with the samples as text.
         as_json: print one JSON object on stdout.
     """
@@ -51,8 +55,9 @@ def eval_(
     kind, _, value = verifier.partition(":")
     named = {"function": "path"}.get(kind, "pattern")
     tagged = {"type": kind, **({named: value} if value else {})} if kind else None
+    where = None if server is None else {"url": server, "key_env": key_env}
     result = evaluate_model(
-        ModelConfig(path=str(model)),
+        section(ModelConfig, {"path": str(model), "server": where}),
         section(DataConfig, {"prompts": prompts, "verifier": tagged}),
         samples=samples,
         ks=k,

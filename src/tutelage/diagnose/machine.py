@@ -249,8 +249,9 @@ def _try_teacher(config: Config) -> str:
 
 def _try_student(config: Config, syncs: bool) -> str:
     from tutelage.models.served.student import weights_folder
+    from tutelage.session import model_paths
 
-    weights_folder(config.student)
+    weights_folder(config.student, model_paths(config))
     if not syncs:
         raise ServerError(
             "weights cannot be synced: start the server with VLLM_SERVER_DEV_MODE=1 in its "

@@ -63,6 +63,12 @@ class ScoreCache:
 
     def get(self, key: bytes) -> PromptScores | None:
         """The scores kept for a question; None where there are none, or damaged ones."""
+        try:
+            return self._get(key)
+        except sqlite3.Error:
+            return None
+
+    def _get(self, key: bytes) -> PromptScores | None:
         with self.lock, self.connection:
             row = self.connection.execute(
                 "select value from scores where teacher = ? and key = ?", (self.teacher, key)
@@ -102,6 +108,8 @@ class ScoreCache:
 
     def _open(self, fingerprint: Fingerprint) -> None:
         self.connection = sqlite3.connect(self.path, timeout=30, check_same_thread=False)
+        # Losing the file with the machine's power costs no more than asking again.
+        self.connection.execute("pragma synchronous = off")
         with self.connection:
             self.connection.executescript(_TABLES)
             self.teacher = self._teacher(fingerprint)

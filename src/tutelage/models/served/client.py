@@ -6,10 +6,11 @@ API key out of the request's header.
 
 import json
 import os
+import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from importlib import import_module
 from typing import Any, TypeVar
 
@@ -67,6 +68,7 @@ class Client:
         self._tenacity = _extra("tenacity")
         self.settings, self.role = settings, role
         self.retried: list[str] = []  # faults that passed, in order
+        self._given_up = threading.Event()
         self._key = ""
         if settings.key_env is not None:
             self._key = os.environ.get(settings.key_env, "").strip()
@@ -105,13 +107,18 @@ class Client:
 
     def map(self, ask: Callable[[Item], T], items: Sequence[Item]) -> list[T]:
         """`ask` of every item, `max_in_flight` at once; the first fault ends all."""
+        self._given_up.clear()
         if len(items) < 2:
             return [ask(item) for item in items]
         with ThreadPoolExecutor(min(self.settings.max_in_flight, len(items))) as pool:
             futures = [pool.submit(ask, item) for item in items]
             try:
+                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+                for future in done:
+                    future.result()
                 return [future.result() for future in futures]
             except BaseException:
+                self._given_up.set()  # the others neither wait for a retry nor make one
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
@@ -140,7 +147,9 @@ class Client:
             return float(jittered(state)) if wish is None else min(wish, LONGEST_PAUSE_S)
 
         retrying = tenacity.Retrying(
-            stop=tenacity.stop_after_attempt(1 + self.settings.retries),
+            stop=tenacity.stop_after_attempt(1 + self.settings.retries)
+            | tenacity.stop_when_event_set(self._given_up),
+            sleep=tenacity.sleep_using_event(self._given_up),
             wait=pause,
             retry=tenacity.retry_if_exception_type(_MayPass),
             before_sleep=lambda state: self.retried.append(f"{path}: {state.outcome.exception()}"),

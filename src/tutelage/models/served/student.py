@@ -7,7 +7,7 @@ started on and asks it to read them anew. A fixed probe proves it each time.
 
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,7 +145,9 @@ class ServedStudent:
         return self.server.score([self.probe], 0)[0].sampled
 
 
-def serve_student(settings: ModelConfig, student: LocalModel) -> ServedStudent:
+def serve_student(
+    settings: ModelConfig, student: LocalModel, protected: Mapping[str, str]
+) -> ServedStudent:
     """The student's server, ready to be synced.
 
     Raises:
@@ -153,13 +155,17 @@ def serve_student(settings: ModelConfig, student: LocalModel) -> ServedStudent:
             this machine.
         ServerError: a server that does not answer.
     """
-    folder = weights_folder(settings)
+    folder = weights_folder(settings, protected)
     assert settings.server is not None
     return ServedStudent(Server(settings.server, "student"), student, folder)
 
 
-def weights_folder(settings: ModelConfig) -> Path:
+def weights_folder(settings: ModelConfig, protected: Mapping[str, str]) -> Path:
     """The folder that the student's server was started on.
+
+    Args:
+        settings: the student's.
+        protected: paths of the run's models by setting, which must stay as they are.
 
     Raises:
         UsageError: none is named, it must not be overwritten, or the server is not on this machine.
@@ -179,11 +185,12 @@ def weights_folder(settings: ModelConfig) -> Path:
             "server on 127.0.0.1, or set student.server.allow_remote_sync: true"
         )
     folder = open_folder(server_settings.weights, "student.server.weights")
-    if folder.path.resolve() == Path(settings.path).expanduser().resolve():
-        raise UsageError(
-            f"student.server.weights is student.path ({settings.path}), and every step overwrites "
-            "the weights there; start the server on a copy of that folder"
-        )
+    for setting, path in protected.items():
+        if folder.path.resolve() == Path(path).expanduser().resolve():
+            raise UsageError(
+                f"student.server.weights is {setting} ({path}), and every step overwrites the "
+                "weights there; start the server on a copy of student.path"
+            )
     return folder.path
 
 

@@ -263,18 +263,18 @@ class ServedJudgement:
         )
 
 
-def load_served_teacher(settings: ModelConfig) -> ServedTeacher:
-    """The teacher at `settings.server`, with the tokenizer and stop ids of `settings.path`.
+def load_served_teacher(settings: ModelConfig, role: str = "teacher") -> ServedTeacher:
+    """The model at `settings.server`, with the tokenizer and stop ids of `settings.path`.
 
     Raises:
         UsageError: a folder without tokenizer, or a key variable that is not set.
         ServerError: a server that does not answer, or does not decode as the tokenizer does.
     """
     assert settings.server is not None
-    folder = open_folder(settings.path, "teacher", weights=False)
-    tokenizer = load_tokenizer(settings, "teacher")
+    folder = open_folder(settings.path, role, weights=False)
+    tokenizer = load_tokenizer(settings, role)
     rows = folder.vocabulary or len(tokenizer)
-    server = Server(settings.server, "teacher")
+    server = Server(settings.server, role)
     fingerprint = server.fingerprint(rows)
     require_same_text(server, fingerprint, tokenizer)
     teacher = ServedTeacher(
