@@ -230,6 +230,19 @@ def test_a_reference_is_never_served(settings):
         settings(objective={"brake": {"coefficient": 0.1, "reference": reference}})
 
 
+def test_alignment_loads_its_teachers_in_process_and_says_so(settings):
+    from tutelage.alignment.job import candidates_of
+
+    server = {"url": "http://127.0.0.1:1"}
+    for tree, told in (
+        ({"teacher": {"path": "t", "server": server}}, r"teacher\.server"),
+        ({"align": {"teachers": {"x": {"path": "t", "server": server}}}}, r"align\.teachers\.x"),
+    ):
+        config = settings(**tree)
+        with pytest.raises(UsageError, match=told):
+            candidates_of(config, prepare(settings()).models.student)
+
+
 def test_a_likely_token_beyond_the_students_rows_is_an_error_that_says_so(
     settings, serve, gpt2_pair
 ):

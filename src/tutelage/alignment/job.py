@@ -29,6 +29,7 @@ from tutelage.data.prompts import load_prompts
 from tutelage.data.render import render
 from tutelage.data.verify import choose_verifier
 from tutelage.errors import DataError, Interrupted, Preempted, UsageError
+from tutelage.models.base import Teacher
 from tutelage.models.compatibility import require_context, require_same_tokens, share_vocabulary
 from tutelage.models.local import LocalModel, load_model
 from tutelage.ops.alignment.moves import Move
@@ -157,24 +158,32 @@ def prepare_bench(config: Config) -> Bench:
 
 
 def candidates_of(
-    config: Config, student: LocalModel, teacher: LocalModel | None = None
+    config: Config, student: LocalModel, teacher: Teacher | None = None
 ) -> list[Candidate]:
     """All teachers of `align`; those of one path share their weights.
 
     `teacher` is the run's, where it is loaded: then the student trains, and a teacher at its path
     is the student as it was.
+
+    Raises:
+        UsageError: a teacher at a server.
     """
     own, given = config.student, config.teacher
-    loaded = (
-        {(own.path, own.dtype): student}
-        if teacher is None
-        else {(given.path, given.dtype): teacher}
-    )
+    loaded: dict[tuple[str, str], LocalModel] = {}
+    if teacher is None:
+        loaded[own.path, own.dtype] = student
+    elif isinstance(teacher, LocalModel):
+        loaded[given.path, given.dtype] = teacher
     found: list[Candidate] = []
     for name, settings in {"teacher": config.teacher, **config.align.teachers}.items():
+        role = "teacher" if name == "teacher" else f"align.teachers.{name}"
+        if settings.server is not None:
+            raise UsageError(
+                f"{role}.server: gradient alignment takes the teacher's whole distribution at its "
+                f"nodes, so it is loaded in process; leave the server out (--{role}.server null)"
+            )
         key = (settings.path, settings.dtype)
         if key not in loaded:
-            role = "teacher" if name == "teacher" else f"align.teachers.{name}"
             loaded[key] = load_model(settings, role)
             require_same_tokens(student.tokenizer, loaded[key].tokenizer)
             loaded[key].model.requires_grad_(False)

@@ -346,7 +346,7 @@ def stop_ids_of_folder(
     Raises:
         UsageError: the folder's config cannot be read.
     """
-    folder = open_folder(settings.path, role)
+    folder = open_folder(settings.path, role, weights=False)
     try:
         with quiet_transformers():
             config = AutoConfig.from_pretrained(

@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from tutelage import config as c
 from tutelage.config import ModelConfig
 from tutelage.errors import ServerError, UsageError
-from tutelage.models.checkpoints import ModelFolder, open_folder
-from tutelage.models.local import decode_text, load_tokenizer
+from tutelage.models.checkpoints import open_folder
+from tutelage.models.local import decode_text, load_tokenizer, stop_ids_of_folder
 from tutelage.models.served.answers import PromptScores
 from tutelage.models.served.cache import ScoreCache
 from tutelage.models.served.sampling import sample
@@ -280,7 +280,7 @@ def load_served_teacher(settings: ModelConfig, role: str = "teacher") -> ServedT
     teacher = ServedTeacher(
         server=server,
         tokenizer=tokenizer,
-        stop_ids=folder_stop_ids(folder, tokenizer),
+        stop_ids=stop_ids_of_folder(settings, role, tokenizer),
         vocabulary=rows,
         rows=rows,
         capabilities=server.capabilities(),
@@ -377,17 +377,6 @@ def require_same_text(
             f"({len(differing)} of {len(comparable)} tried ids differ): it serves a model with "
             "another tokenizer"
         )
-
-
-def folder_stop_ids(folder: ModelFolder, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Ids that end a completion, as a folder without loaded weights says."""
-    found: set[int] = set()
-    sources: list[Any] = [folder.config.get("eos_token_id"), tokenizer.eos_token_id]
-    if (folder.path / "generation_config.json").exists():
-        sources.append(folder.read("generation_config.json").get("eos_token_id"))
-    for value in sources:
-        found |= set(value) if isinstance(value, list | tuple) else {value}
-    return frozenset(int(i) for i in found if i is not None)
 
 
 def _sequences(batch: Batch) -> tuple[list[tuple[int, ...]], list[int]]:
