@@ -463,16 +463,27 @@ def test_a_damaged_entry_is_asked_anew_and_a_damaged_file_made_anew(
     assert counts == [2, 0]
 
 
-def test_the_cache_stays_within_its_bound(settings, serve, gpt2_pair, tmp_path):
-    fake = serve(gpt2_pair[1], max_logprobs=-1)
-    session = served(settings, fake, server={"cache": str(tmp_path / "cache"), "cache_mb": 1})
-    params = SamplingParams(max_new_tokens=10)
-    for step in range(6):
-        rollouts = session.models.student.sample(session.prompts, params, seed=0, step=step)
-        measure(session.models, rollouts, micro_batch_size=20, overlap_k=8)
-    cache = session.models.teacher.cache
+def test_the_cache_stays_within_its_bound_and_keeps_what_was_used_last(tmp_path):
+    from tutelage.models.served.answers import PromptScores
+    from tutelage.models.served.cache import ScoreCache
+    from tutelage.models.served.server import Fingerprint
+
+    fingerprint = Fingerprint("m", (1, 2), np.array([-1.0]), 0.0)
+    cache = ScoreCache(tmp_path, fingerprint, megabytes=1)
+    keys = [ScoreCache.key([i], 1, 300, None) for i in range(60)]
+    scores = PromptScores(
+        sampled=np.zeros(10),
+        ids=np.zeros((10, 300), dtype=np.int64),
+        logprobs=np.zeros((10, 300)),
+        decoded={},
+    )
+    for i, key in enumerate(keys):
+        cache.put(key, scores)
+        assert cache.get(keys[0]) is not None, i  # used all the time
     (total,) = cache.connection.execute("select sum(length(value)) from scores").fetchone()
     assert 2**19 < total <= 2**20
+    assert cache.get(keys[1]) is None
+    assert cache.get(keys[-1]) is not None
 
 
 def test_a_cache_that_cannot_be_written_is_told_at_the_start(settings, serve, gpt2_pair, tmp_path):
