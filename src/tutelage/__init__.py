@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tutelage.evaluation import evaluate_model as eval
     from tutelage.planning import plan
     from tutelage.previewing import preview
+    from tutelage.publishing import push
     from tutelage.reports.page import write_report as report
     from tutelage.training import train
 
@@ -29,6 +30,7 @@ _HOMES = {
     "plan": "tutelage.planning:plan",
     "preview": "tutelage.previewing:preview",
     "presets": "tutelage.config:presets",
+    "push": "tutelage.publishing:push",
     "report": "tutelage.reports.page:write_report",
     "train": "tutelage.training:train",
 }
@@ -44,6 +46,7 @@ __all__ = [
     "plan",
     "presets",
     "preview",
+    "push",
     "report",
     "train",
 ]

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from tutelage.config import Config
+from tutelage.config import Config, reference_models
 from tutelage.credit import read_table
 from tutelage.data.prompts import read_prompts, split_held_out, without
 from tutelage.data.render import render, render_one
@@ -19,8 +19,7 @@ from tutelage.data.verify import Verify, choose_verifier
 from tutelage.errors import DataError, UsageError
 from tutelage.gradient import Models
 from tutelage.models.compatibility import require_context, require_same_tokens, share_vocabulary
-from tutelage.models.local import LocalModel, load_model
-from tutelage.objective import reference_models
+from tutelage.models.local import LocalModel, load_model, load_reference, load_student
 from tutelage.types import Prompt, RenderedPrompt
 
 
@@ -144,9 +143,14 @@ def render_both_sides(
 
 
 def _load_models(config: Config, student_path: str | None) -> Models:
-    resumed = {} if student_path is None else {"path": student_path}
-    student = load_model(config.student.model_copy(update=resumed), "student")
+    student = load_student(
+        config.student,
+        precision=config.optimizer.precision,
+        seed=config.run.seed,
+        checkpoint=student_path,
+    )
     teacher = load_model(config.teacher, "teacher")
+    teacher.model.requires_grad_(False)
     for name, setting in reference_models(config.objective).items():
         if setting != "initial" and setting.own_prompt:
             raise UsageError(
@@ -154,14 +158,13 @@ def _load_models(config: Config, student_path: str | None) -> Models:
                 "system_prompt and user_prompt would change nothing there; leave them out"
             )
     references = {
-        name: load_model(config.student if setting == "initial" else setting, f"objective.{name}")
+        name: load_reference(setting, name, config.student, student)
         for name, setting in reference_models(config.objective).items()
     }
     frozen = [teacher, *references.values()]
     for model in frozen:
         require_same_tokens(student.tokenizer, model.tokenizer)
-        model.model.requires_grad_(False)
-    share_vocabulary(student, *frozen)
+    share_vocabulary({"student": student, "teacher": teacher, **references})
     for model in (student, *frozen):
         model.temperature = config.rollout.temperature
         model.batch_size = config.rollout.batch_size
