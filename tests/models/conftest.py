@@ -36,14 +36,15 @@ def save_llama(folder: Path, *, tied: bool = False, rows: int = 0, seed: int = 0
 
 @pytest.fixture(scope="session")
 def llamas(tmp_path_factory) -> dict[str, Path]:
-    """An untied student, a tied one, and a wider GPT-2 teacher, by name."""
+    """Students (untied, tied, a GPT-2) and a wider GPT-2 teacher, by name."""
     folder = tmp_path_factory.mktemp("llamas")
-    teacher = tiny_gpt2(len(tiny_tokenizer()) + 12, 24, 1)
-    teacher.save_pretrained(folder / "teacher")
-    tiny_tokenizer().save_pretrained(folder / "teacher")
+    for name, rows, width in (("teacher", 312, 24), ("gpt2", 300, 16)):
+        tiny_gpt2(rows, width, width).save_pretrained(folder / name)
+        tiny_tokenizer().save_pretrained(folder / name)
     return {
         "untied": save_llama(folder / "untied"),
         "tied": save_llama(folder / "tied", tied=True),
+        "gpt2": folder / "gpt2",
         "teacher": folder / "teacher",
     }
 

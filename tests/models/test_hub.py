@@ -125,7 +125,10 @@ class FakeHub:
 def refusal(kind):
     import httpx2
 
-    return kind("404 Client Error. lab/x: not found", response=httpx2.Response(404))
+    return kind(
+        "404 Client Error. lab/x: not found",
+        response=httpx2.Response(404, request=httpx2.Request("GET", "https://hub")),
+    )
 
 
 @pytest.mark.parametrize("kind", [RepositoryNotFoundError, RevisionNotFoundError])
@@ -210,5 +213,5 @@ def test_code_in_a_model_folder_is_never_run(llamas, tmp_path, settings):
     assert load_model(ModelConfig(path=str(folder)), "teacher").vocabulary == 300
     config["model_type"] = "custom"
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UsageError, match="teacher model .* cannot be loaded"):
+    with pytest.raises(UsageError, match=r"teacher model .* cannot be loaded"):
         load_model(ModelConfig(path=str(folder)), "teacher")
