@@ -37,6 +37,8 @@ class Finished:
     """Held-out evaluations by their step."""
     metric: str
     """What the best step was chosen by: accuracy or reverse_kl."""
+    improved: bool
+    """Whether an evaluation during training was better than the one before it."""
 
     @property
     def merged(self) -> bool:
@@ -197,6 +199,12 @@ def _evaluation(finished: Finished) -> list[str]:
         lines.append(f"| {name} | {accuracy} | {record.get('accuracy/questions', '')} | {kl} |")
     settings = finished.config.evaluation
     lines += ["", f"{settings.samples} samples a question at temperature {settings.temperature}."]
+    if len(shown) > 1 and not finished.improved:
+        return [
+            *lines,
+            f"By {finished.metric}, no evaluation during training was better than the one before "
+            "it; these are the last weights.",
+        ]
     if finished.step == finished.steps or finished.step not in found:
         return lines
     return [

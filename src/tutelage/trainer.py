@@ -510,6 +510,7 @@ class Trainer:
             steps=self.step,
             evaluations=self.evaluations,
             metric=self.metric,
+            improved=self.has_best(),
         )
         return write_student(
             self.run.path / STUDENT, self.run.checkpoints / f"step-{step}", finished
