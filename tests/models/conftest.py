@@ -3,35 +3,9 @@
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from helpers import sums, tiny_gpt2, tiny_tokenizer, write_jsonl
+from helpers import save_tiny_llama, sums, tiny_gpt2, tiny_tokenizer, write_jsonl
 from tutelage.config import Config, parse_config
-
-
-def save_llama(folder: Path, *, tied: bool = False, rows: int = 0, seed: int = 0) -> Path:
-    tokenizer = tiny_tokenizer()
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=rows or len(tokenizer),
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=64,
-        initializer_range=0.2,
-        tie_word_embeddings=tied,
-        pad_token_id=0,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    model = LlamaForCausalLM(config).eval()
-    model.generation_config.eos_token_id = list(range(0, 300, 15))
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -42,8 +16,8 @@ def llamas(tmp_path_factory) -> dict[str, Path]:
         tiny_gpt2(rows, width, width).save_pretrained(folder / name)
         tiny_tokenizer().save_pretrained(folder / name)
     return {
-        "untied": save_llama(folder / "untied"),
-        "tied": save_llama(folder / "tied", tied=True),
+        "untied": save_tiny_llama(folder / "untied"),
+        "tied": save_tiny_llama(folder / "tied", tied=True),
         "gpt2": folder / "gpt2",
         "teacher": folder / "teacher",
     }

@@ -8,8 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from conftest import save_llama
-from helpers import read_jsonl, tiny_gpt2, tiny_tokenizer
+from helpers import draw_rollouts, read_jsonl, save_tiny_llama, tiny_gpt2, tiny_tokenizer
 from tutelage.config import ModelConfig, StudentConfig
 from tutelage.data.collate import collate
 from tutelage.errors import MachineError, UsageError
@@ -112,14 +111,12 @@ def test_bfloat16_layers_leave_weights_statistics_and_gradients_float32(
 @pytest.mark.parametrize("model", ["untied", "tied", "gpt2"])
 def test_sampling_and_scoring_agree_in_bfloat16(llamas, model):
     """The logits of both come from one float32 head; only the layers round."""
-    from test_lora import rollouts_of
-
     settings = StudentConfig(path=str(llamas[model]))
     found = {}
     for precision in ("float32", "bfloat16"):
         student = load_student(settings, precision=precision, seed=0)
         assert {p.dtype for p in student.model.parameters()} == {torch.float32}
-        rollouts = rollouts_of(student)
+        rollouts = draw_rollouts(student)
         batch = collate(rollouts)
         scores = student.score(batch)
         assert scores.dtype == torch.float32
@@ -186,7 +183,7 @@ def test_heads_padded_to_other_sizes_train_on_the_rows_both_have(settings, tmp_p
     """151,936 and 152,064 rows, as one family of models has them."""
     rows = {"student": 151_936, "teacher": 151_936, larger: 152_064}
     paths = {role: tmp_path / role for role in rows}
-    save_llama(paths["student"], rows=rows["student"], tied=True)
+    save_tiny_llama(paths["student"], rows=rows["student"], tied=True)
     tiny_gpt2(rows["teacher"], 8, 1).save_pretrained(paths["teacher"])
     tiny_tokenizer().save_pretrained(paths["teacher"])
     result = train(
@@ -208,7 +205,7 @@ def test_heads_padded_to_other_sizes_train_on_the_rows_both_have(settings, tmp_p
 def test_ids_beyond_a_heads_rows_are_refused_with_the_side(settings, llamas, tmp_path, short):
     path = tmp_path / "short"
     size = len(tiny_tokenizer())
-    save_llama(path, rows=size - 5)
+    save_tiny_llama(path, rows=size - 5)
     message = rf"ids up to {size - 1}, but the {short}'s head has only {size - 5} rows"
     with pytest.raises(UsageError, match=message):
         train(settings(**{short: {"path": str(path)}}))

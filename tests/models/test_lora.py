@@ -9,7 +9,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from helpers import read_jsonl
+from helpers import draw_rollouts, read_jsonl
 from tutelage.config import ModelConfig, StudentConfig
 from tutelage.data.collate import collate
 from tutelage.errors import UsageError
@@ -18,7 +18,6 @@ from tutelage.models.local import LocalModel, load_model, load_student
 from tutelage.planning import plan
 from tutelage.trainer import Trainer
 from tutelage.training import train
-from tutelage.types import Prompt, RenderedPrompt, SamplingParams
 
 HEAD = ["q_proj", "down_proj", "lm_head", "embed_tokens"]
 
@@ -37,14 +36,6 @@ def student_of(path, *, shaken: bool = True, **changes) -> LocalModel:
             if p.requires_grad:
                 p.data.normal_(std=0.3)
     return student
-
-
-def rollouts_of(model: LocalModel, count: int = 6):
-    prompts = [
-        RenderedPrompt(prompt=Prompt(id=f"p{i}", text="x"), ids=tuple(range(5, 8 + i)))
-        for i in range(count)
-    ]
-    return model.sample(prompts, SamplingParams(max_new_tokens=8), seed=0, step=0)
 
 
 def logits(model) -> torch.Tensor:
@@ -126,7 +117,7 @@ def test_chunked_gradients_equal_those_of_the_whole_logits(settings, llamas, tar
 @pytest.mark.parametrize("targets", ["all-linear", HEAD])
 def test_sampling_and_scoring_agree_with_an_adapter(llamas, targets):
     student = student_of(llamas["untied"], target_modules=targets)
-    rollouts = rollouts_of(student)
+    rollouts = draw_rollouts(student)
     batch = collate(rollouts)
     scored = student.score(batch).gather(-1, batch.targets.unsqueeze(-1)).squeeze(-1)
     sampled = torch.tensor([x for r in rollouts for x in r.logprobs])
@@ -138,11 +129,11 @@ def test_without_the_adapter_it_is_the_model_it_was_added_to(llamas, targets):
     plain = load_model(ModelConfig(path=str(llamas["untied"])), "student")
     student = student_of(llamas["untied"], target_modules=targets)
     base = student.without_adapter()
-    rollouts = rollouts_of(plain)
+    rollouts = draw_rollouts(plain)
     batch = collate(rollouts)
     torch.testing.assert_close(base.score(batch), plain.score(batch), atol=1e-6, rtol=0)
     assert (student.score(batch) - plain.score(batch)).abs().max() > 0.1
-    assert [r.completion_ids for r in rollouts_of(base)] == [r.completion_ids for r in rollouts]
+    assert [r.completion_ids for r in draw_rollouts(base)] == [r.completion_ids for r in rollouts]
     assert any(p.requires_grad for p in student.model.parameters())
 
 
