@@ -198,7 +198,8 @@ def _evaluation(finished: Finished) -> list[str]:
         name = "before training" if step == 0 else f"this student, step {step}"
         lines.append(f"| {name} | {accuracy} | {record.get('accuracy/questions', '')} | {kl} |")
     settings = finished.config.evaluation
-    lines += ["", f"{settings.samples} samples a question at temperature {settings.temperature}."]
+    samples = "1 sample" if settings.samples == 1 else f"{settings.samples} samples"
+    lines += ["", f"{samples} a question at temperature {settings.temperature}."]
     if len(shown) > 1 and not finished.improved:
         return [
             *lines,
