@@ -8,7 +8,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-from tutelage.config import ModelConfig, load_config
+from tutelage.config import ModelConfig, load_config, parse_config
 from tutelage.errors import ServerError, UsageError
 from tutelage.models.checkpoints import keep_revisions, locate, open_folder, pin_revisions
 from tutelage.models.local import load_model
@@ -69,14 +69,17 @@ def test_a_pinned_revision_is_the_one_that_is_loaded(settings, cache):
     assert pin_revisions(pinned) == pinned
 
 
-def test_references_inside_the_objective_are_pinned_too(settings, cache):
+def test_references_and_further_teachers_are_pinned_too(settings, cache):
     config = settings(
         objective={
             "target": {"type": "extrapolated", "reference": {"path": "lab/teacher"}},
             "brake": {"coefficient": 1, "reference": {"path": "lab/student", "revision": FIRST}},
         }
     )
+    further = {"more": {"path": "lab/teacher"}}
+    config = parse_config({**config.model_dump(mode="json"), "align": {"teachers": further}})
     pinned = pin_revisions(config)
+    assert pinned.align.teachers["more"].revision == FIRST
     assert pinned.objective.target.reference.revision == FIRST
     assert pinned.objective.brake.reference.revision == FIRST
     assert pinned.student == config.student

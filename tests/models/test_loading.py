@@ -148,6 +148,19 @@ def test_the_initial_reference_is_exactly_the_student_in_bfloat16_too(settings):
     assert torch.equal(student.score(batch), reference.score(batch))
 
 
+def test_weights_of_bfloat16_compute_under_autocast_too(settings, llamas):
+    """A frozen base under additions, and a reference."""
+    half = {"path": str(llamas["untied"]), "dtype": "bfloat16"}
+    config = settings(
+        student={"dtype": "bfloat16", "lora": {"rank": 2}},
+        optimizer={"precision": "bfloat16"},
+        objective={"brake": {"coefficient": 0.1, "reference": half}},
+        run={"steps": 8},
+    )
+    result = train(config)
+    assert result.last["kl/reverse"] < result.first["kl/reverse"]
+
+
 # --- attention -------------------------------------------------------------------------------
 
 

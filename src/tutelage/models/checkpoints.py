@@ -252,13 +252,19 @@ def _with_models(
     section: AnySection, change: Callable[[str, ModelConfig], ModelConfig], prefix: str = ""
 ) -> AnySection:
     """The section with every model in it replaced by what `change` makes of (place, model)."""
-    updates: dict[str, Any] = {}
-    for name in type(section).model_fields:
-        value = getattr(section, name)
+
+    def changed(place: str, value: Any) -> Any:
         if isinstance(value, ModelConfig):
-            updates[name] = change(prefix + name, value)
-        elif isinstance(value, Section):
-            updates[name] = _with_models(value, change, f"{prefix}{name}.")
+            return change(place, value)
+        if isinstance(value, Section):
+            return _with_models(value, change, f"{place}.")
+        if isinstance(value, dict):
+            return {key: changed(f"{place}.{key}", part) for key, part in value.items()}
+        return value
+
+    updates = {
+        name: changed(prefix + name, getattr(section, name)) for name in type(section).model_fields
+    }
     return section.model_copy(update=updates)
 
 
