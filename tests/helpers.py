@@ -7,7 +7,16 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from tutelage.models.base import Sampler
+from tutelage.types import Prompt, RenderedPrompt, Rollout, SamplingParams
 
 TEXT = [f"What is {a} + {b}? The answer is {a + b}." for a in range(30) for b in range(30)]
 
@@ -57,6 +66,40 @@ def save_tiny_pair(folder: Path) -> tuple[Path, Path]:
         tiny_gpt2(rows, width, seed).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     return folder / "student", folder / "teacher"
+
+
+def save_tiny_llama(folder: Path, *, tied: bool = False, rows: int = 0, seed: int = 0) -> Path:
+    """A Llama with random weights, and its tokenizer; `rows` pads or cuts the head."""
+    tokenizer = tiny_tokenizer()
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=rows or len(tokenizer),
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+        tie_word_embeddings=tied,
+        pad_token_id=0,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    model = LlamaForCausalLM(config).eval()
+    model.generation_config.eos_token_id = list(range(0, 300, 15))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def draw_rollouts(model: Sampler, count: int = 6) -> list[Rollout]:
+    """Rollouts of prompts of several lengths."""
+    prompts = [
+        RenderedPrompt(prompt=Prompt(id=f"p{i}", text="x"), ids=tuple(range(5, 8 + i)))
+        for i in range(count)
+    ]
+    return model.sample(prompts, SamplingParams(max_new_tokens=8), seed=0, step=0)
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tutelage.evaluation import evaluate_model as eval
     from tutelage.planning import plan
     from tutelage.previewing import preview
+    from tutelage.publishing import push
     from tutelage.reports.page import write_report as report
     from tutelage.training import train
 
@@ -31,6 +32,7 @@ _HOMES = {
     "plan": "tutelage.planning:plan",
     "preview": "tutelage.previewing:preview",
     "presets": "tutelage.config:presets",
+    "push": "tutelage.publishing:push",
     "report": "tutelage.reports.page:write_report",
     "train": "tutelage.training:train",
 }
@@ -47,6 +49,7 @@ __all__ = [
     "plan",
     "presets",
     "preview",
+    "push",
     "report",
     "train",
 ]

@@ -20,6 +20,7 @@ from tutelage.config import (
     PromptFormat,
     RolloutConfig,
     RunConfig,
+    StudentConfig,
     TopK,
     dump_config,
 )
@@ -113,7 +114,7 @@ def demo(
 def demo_config(folder: Path, seed: int) -> Config:
     """The settings of the demo's run, as a user would write them."""
     return Config(
-        student=ModelConfig(path=str(model_path("student"))),
+        student=StudentConfig(path=str(model_path("student"))),
         teacher=ModelConfig(path=str(model_path("compatible"))),
         data=DataConfig(
             prompts=str(folder / "prompts.jsonl"),

@@ -181,21 +181,6 @@ def target_logprobs(
             return d.log_mixture(teacher, student.detach(), share)
 
 
-def reference_models(objective: c.Objective) -> dict[str, c.Reference]:
-    """The models an objective needs besides student and teacher, by the name of their setting."""
-    needed: dict[str, c.Reference] = {}
-    match objective.target:
-        case c.ExtrapolatedTarget(reference=reference):
-            needed["target.reference"] = reference
-        case c.ShiftTarget(teacher_base=teacher_base, student_base=student_base):
-            needed |= {"target.teacher_base": teacher_base, "target.student_base": student_base}
-        case _:
-            pass
-    if objective.brake is not None:
-        needed["brake"] = objective.brake.reference
-    return needed
-
-
 def outcomes(
     objective: c.TopK, student: Tensor, teacher: Tensor | TokenScores
 ) -> tuple[Tensor, Tensor, Tensor]:

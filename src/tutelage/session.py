@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from tutelage.config import Config
+from tutelage.config import Config, reference_models
 from tutelage.credit import read_table
 from tutelage.data.prompts import read_prompts, split_held_out, without
 from tutelage.data.render import render, render_one
@@ -22,11 +22,10 @@ from tutelage.gradient import Models
 from tutelage.metrics import overlap_k
 from tutelage.models.base import Sampler, Teacher
 from tutelage.models.compatibility import require_context, require_same_tokens, share_vocabulary
-from tutelage.models.local import LocalModel, load_model
+from tutelage.models.local import LocalModel, load_model, load_reference, load_student
 from tutelage.models.served.server import Fingerprint, Server
 from tutelage.models.served.student import serve_student
 from tutelage.models.served.teacher import ServedTeacher, load_served_teacher
-from tutelage.objective import reference_models
 from tutelage.runs.directory import read_json
 from tutelage.types import Prompt, RenderedPrompt
 
@@ -187,13 +186,19 @@ def render_both_sides(
 
 
 def _load_models(config: Config, student_path: str | None) -> Models:
-    resumed = {} if student_path is None else {"path": student_path}
-    student = load_model(config.student.model_copy(update=resumed), "student")
+    student = load_student(
+        config.student,
+        precision=config.optimizer.precision,
+        seed=config.run.seed,
+        checkpoint=student_path,
+    )
     teacher = (
         load_model(config.teacher, "teacher")
         if config.teacher.server is None
         else load_served_teacher(config.teacher)
     )
+    if isinstance(teacher, LocalModel):
+        teacher.model.requires_grad_(False)
     for name, setting in reference_models(config.objective).items():
         if setting != "initial" and setting.own_prompt:
             raise UsageError(
@@ -201,15 +206,13 @@ def _load_models(config: Config, student_path: str | None) -> Models:
                 "system_prompt and user_prompt would change nothing there; leave them out"
             )
     references = {
-        name: load_model(config.student if setting == "initial" else setting, f"objective.{name}")
+        name: load_reference(setting, name, config.student, student)
         for name, setting in reference_models(config.objective).items()
     }
     frozen: list[Teacher] = [teacher, *references.values()]
     for model in frozen:
         require_same_tokens(student.tokenizer, model.tokenizer)
-        if isinstance(model, LocalModel):
-            model.model.requires_grad_(False)
-    share_vocabulary(student, *frozen)
+    share_vocabulary({"student": student, "teacher": teacher, **references})
     for model in (student, *frozen):
         model.temperature = config.rollout.temperature
         model.batch_size = config.rollout.batch_size

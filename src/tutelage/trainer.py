@@ -40,9 +40,11 @@ from tutelage.metrics import (
     summarise_tokens,
     token_scores,
 )
+from tutelage.models.checkpoints import keep_revisions, pin_revisions
 from tutelage.models.served.student import ServedStudent
 from tutelage.ops.sampling import uniforms
 from tutelage.ops.weights import mean_one
+from tutelage.publishing import STUDENT, Finished, write_student
 from tutelage.runs.checkpoints import (
     Checkpoint,
     newest_checkpoint,
@@ -110,6 +112,7 @@ class Trainer:
     def start(cls, config: Config, observer: Observer, overwrite: bool = False) -> "Trainer":
         """A new run; its directory is made only once everything fits together."""
         run = reserve_run(config.run.dir, overwrite=overwrite)
+        config = pin_revisions(config)
         trainer = cls(config, run, prepare(config), observer)
         create_run(run.path, overwrite=overwrite)
         replace_text(run.path / "config.yaml", dump_config(config))
@@ -126,7 +129,9 @@ class Trainer:
     def resume(cls, config: Config, observer: Observer) -> "Trainer":
         """The run in `run.dir`, as its newest valid checkpoint left it."""
         run = open_run(config.run.dir)
-        if changes := _changes(run, config):
+        saved = load_config(run.path / "config.yaml")
+        config = keep_revisions(config, saved)
+        if changes := _changes(saved, config):
             raise UsageError(
                 "--resume continues a run with the settings it began with, but "
                 + "; ".join(changes)
@@ -488,9 +493,7 @@ class Trainer:
             "warned": sorted(self.warned),
             "pending": [[rollout_to_json(r) for r in step] for step in self.pending],
         }
-        save_checkpoint(
-            self.run.checkpoints, self.step, student.model, student.tokenizer, self.optimizer, state
-        )
+        save_checkpoint(self.run.checkpoints, self.step, student, self.optimizer, state)
         self.saved = self.step
         prune(self.run.checkpoints, self.config.run.keep, protected=[self.best_step])
         self.point_to_best()
@@ -502,6 +505,21 @@ class Trainer:
             replace_text(path, to_json({"step": self.best_step}))
         else:
             path.unlink(missing_ok=True)
+
+    def write_student(self) -> Path:
+        """The finished student in a folder of its own, with a model card."""
+        step = self.best_step if self.has_best() else self.step
+        finished = Finished(
+            config=self.config,
+            step=step,
+            steps=self.step,
+            evaluations=self.evaluations,
+            metric=self.metric,
+            improved=self.has_best(),
+        )
+        return write_student(
+            self.run.path / STUDENT, self.run.checkpoints / f"step-{step}", finished
+        )
 
     def restore(self, checkpoint: Checkpoint, skipped: Mapping[str, str]) -> None:
         """Continue as if the run had never stopped."""
@@ -598,8 +616,7 @@ def learning_rate(settings: OptimizerConfig, step: int, steps: int) -> float:
     return settings.lr * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
 
 
-def _changes(run: Run, config: Config) -> list[str]:
-    saved = load_config(run.path / "config.yaml")
+def _changes(saved: Config, config: Config) -> list[str]:
     before, now = (_leaves(c.model_dump(mode="json")) for c in (saved, config))
     return [
         f"{key} was {before.get(key)!r} and is {now.get(key)!r}"

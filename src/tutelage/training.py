@@ -26,7 +26,9 @@ class TrainResult:
     step: int
     """Optimizer steps taken."""
     checkpoint: Path
-    """The last checkpoint; transformers loads it."""
+    """The last checkpoint, to go on from."""
+    student: Path
+    """The finished student: the best step's weights where they are kept, else the last."""
     best_step: int | None
     """Step of the best held-out evaluation; None where its weights are those of the start."""
     first: Record
@@ -59,6 +61,7 @@ def train(
         )
         with Interrupts() as interrupts:
             outcome = run_steps(trainer, interrupts)
+        student = trainer.write_student()
         trainer.run.log_event("end", outcome=outcome, step=trainer.step)
     evaluations = list(trainer.evaluations.values())
     return TrainResult(
@@ -66,6 +69,7 @@ def train(
         outcome=outcome,
         step=trainer.step,
         checkpoint=trainer.checkpoint,
+        student=student,
         best_step=trainer.best_step if trainer.has_best() else None,
         first=trainer.evaluations.get(0, {}),
         last=evaluations[-1] if evaluations else {},

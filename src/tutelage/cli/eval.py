@@ -18,6 +18,7 @@ def eval_(
     model: Annotated[Path, tyro.conf.Positional],
     *,
     prompts: str,
+    revision: str | None = None,
     verifier: str = "",
     samples: int = 4,
     k: tuple[int, ...] = (1,),
@@ -33,9 +34,10 @@ def eval_(
     """Measure a model on prompts with answers: avg@n and pass@k with 95 % intervals.
 
     Args:
-        model: directory of the model.
+        model: directory of the model or LoRA adapter, or owner/name on a hub.
         prompts: a .jsonl, .json, .csv or .parquet file, hub:OWNER/NAME@COMMIT?split=test, or
             reasoning_gym:NAME?size=100&seed=0.
+        revision: branch, tag or commit on the hub.
         verifier: exact, numeric, math, reasoning_gym, pattern:REGEX with one group, or
             function:FILE.py:NAME; prompts of reasoning-gym bring their own.
         samples: completions of each prompt.
@@ -57,7 +59,7 @@ def eval_(
     tagged = {"type": kind, **({named: value} if value else {})} if kind else None
     where = None if server is None else {"url": server, "key_env": key_env}
     result = evaluate_model(
-        section(ModelConfig, {"path": str(model), "server": where}),
+        section(ModelConfig, {"path": str(model), "revision": revision, "server": where}),
         section(DataConfig, {"prompts": prompts, "verifier": tagged}),
         samples=samples,
         ks=k,

@@ -48,6 +48,7 @@ def train(
             "step": result.step,
             "run_dir": str(result.run),
             "checkpoint": str(result.checkpoint),
+            "student": str(result.student),
             "best_step": result.best_step,
         }
         for name, record in (("before", result.first), ("after", result.last)):

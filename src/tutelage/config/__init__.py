@@ -27,6 +27,7 @@ from tutelage.config.objective import (
     ForwardKL,
     Full,
     KLBaseline,
+    LoRA,
     Mix,
     ModelConfig,
     NoBaseline,
@@ -47,6 +48,7 @@ from tutelage.config.objective import (
     Schedule,
     ShiftTarget,
     Skew,
+    StudentConfig,
     Tail,
     Target,
     TeachabilityWeight,
@@ -58,6 +60,7 @@ from tutelage.config.objective import (
     TopK,
     UniformPrompt,
     UniformWeight,
+    reference_models,
 )
 from tutelage.config.reading import (
     config_keys,
@@ -113,6 +116,7 @@ __all__ = [
     "Function",
     "GuardConfig",
     "KLBaseline",
+    "LoRA",
     "Math",
     "Mix",
     "ModelConfig",
@@ -143,6 +147,7 @@ __all__ = [
     "ServerConfig",
     "ShiftTarget",
     "Skew",
+    "StudentConfig",
     "Tail",
     "Target",
     "TeachabilityWeight",
@@ -162,6 +167,7 @@ __all__ = [
     "preset_names",
     "preset_text",
     "presets",
+    "reference_models",
     "section",
     "tagged",
 ]

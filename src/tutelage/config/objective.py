@@ -9,6 +9,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    field_validator,
     model_validator,
 )
 
@@ -142,13 +143,54 @@ class ModelConfig(PromptFormat):
     """A model and how it is loaded."""
 
     path: str
-    """Directory with config.json, tokenizer and safetensors weights."""
+    """Directory of a saved model or LoRA adapter, or owner/name on a hub."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub; the run records the commit it stands for."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the weights."""
     device: str = "auto"
     """cpu, cuda, cuda:1; auto takes a GPU where there is one."""
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    """How attention is computed; auto leaves it to transformers."""
     server: ServerConfig | None = None
     """Teacher: score and sample at a server. Student: sample there, learn here."""
+
+
+class LoRA(Section):
+    """Train low-rank additions to frozen weights, through peft."""
+
+    rank: PositiveInt = 16
+    """Rank of each addition."""
+    alpha: PositiveInt = 32
+    """The addition is scaled by alpha / rank."""
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Names of the layers that get one; all-linear takes every linear layer but the head."""
+    merge: bool = True
+    """The finished student is a plain model with the additions merged; false leaves the adapter."""
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _one_name(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) and value != "all-linear" else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_dropout(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "dropout" in value:
+            raise ValueError(
+                "dropout cannot be used: the policy that is trained must be the one that sampled, "
+                "so the student runs in evaluation mode, where dropout does nothing; leave it out"
+            )
+        return value
+
+
+class StudentConfig(ModelConfig):
+    """The model that learns, and which of its weights do."""
+
+    lora: LoRA | None = None
+    """None trains all weights."""
+    gradient_checkpointing: bool = False
+    """Keep each layer's input alone and compute the rest again in the backward pass."""
 
 
 Reference = Literal["initial"] | ModelConfig
@@ -466,6 +508,22 @@ class Full(_ObjectiveBase):
 
 
 Objective = Annotated[Annotated[Sampled | TopK | Full, Discriminator("type")], tagged("top_k")]
+
+
+def reference_models(objective: Objective) -> dict[str, Reference]:
+    """The models an objective needs besides student and teacher, by the name of their setting."""
+    needed: dict[str, Reference] = {}
+    match objective.target:
+        case ExtrapolatedTarget(reference=reference):
+            needed["target.reference"] = reference
+        case ShiftTarget(teacher_base=teacher_base, student_base=student_base):
+            needed |= {"target.teacher_base": teacher_base, "target.student_base": student_base}
+        case _:
+            pass
+    if objective.brake is not None:
+        needed["brake"] = objective.brake.reference
+    return needed
+
 
 ESTIMATORS_THAT_DO_NOT_DISTIL = {
     "k1": (

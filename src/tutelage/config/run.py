@@ -20,6 +20,7 @@ from tutelage.config.objective import (
     Objective,
     PassRatePrompt,
     Sampled,
+    StudentConfig,
     TopK,
     UniformPrompt,
 )
@@ -142,6 +143,9 @@ class OptimizerConfig(Section):
     """Largest gradient norm."""
     micro_batch_size: PositiveInt = 64
     """Rollouts of one forward and backward; gradients accumulate over the step."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the student's layers in forward and backward; its weights, its logits and all statistics
+    stay float32."""
     aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
     """Every token of the step weighs the same, or every rollout does."""
 
@@ -225,7 +229,7 @@ _OWN_TEMPLATE_ARGUMENTS = {
 class Config(Section):
     """All settings of `tutelage train`."""
 
-    student: ModelConfig
+    student: StudentConfig
     """The model that learns."""
     teacher: ModelConfig
     """The model that scores."""
@@ -248,11 +252,14 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _models_fit_their_part(self) -> "Config":
-        if self.student.dtype != "float32":
+        student = self.student
+        frozen = student.lora is not None and student.dtype == "bfloat16"
+        if student.dtype != "float32" and not frozen:
             raise ValueError(
-                f"student.dtype {self.student.dtype} cannot be trained: an AdamW step of lr 1e-5 "
+                f"student.dtype {student.dtype} cannot be trained: an AdamW step of lr 1e-5 "
                 "is smaller than the gap between neighbouring bfloat16 numbers, so most of it is "
-                "lost, and float16 overflows; leave it float32 (teacher.dtype may be bfloat16)"
+                "lost, and float16 overflows; leave it float32 and set optimizer.precision: "
+                "bfloat16 (teacher.dtype may be bfloat16, and the student's with student.lora)"
             )
         for role, model in (("student", self.student), ("teacher", self.teacher)):
             if owned := _OWN_TEMPLATE_ARGUMENTS & model.template.keys():
@@ -260,6 +267,15 @@ class Config(Section):
                     f"{role}.template: {', '.join(sorted(owned))} is set by tutelage when it "
                     "renders a prompt; leave it out, and give only what the template itself asks "
                     "for"
+                )
+        for role, model, halved, cure in (
+            ("student", student, self.optimizer.precision == "bfloat16", "optimizer.precision"),
+            ("teacher", self.teacher, False, "teacher.dtype"),
+        ):
+            if model.attention == "flash_attention_2" and model.dtype == "float32" and not halved:
+                raise ValueError(
+                    f"{role}.attention flash_attention_2 computes in bfloat16 or float16 alone; "
+                    f"set {cure}: bfloat16, or attention: sdpa"
                 )
         return self
 

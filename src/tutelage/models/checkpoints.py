@@ -1,14 +1,24 @@
-"""What can be said of a model directory without loading its weights (and without torch)."""
+"""What can be said of a saved model without loading its weights (and without torch)."""
 
+import errno
 import json
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tutelage.errors import UsageError
+from tutelage.config import ModelConfig
+from tutelage.config.base import AnySection, Section
+from tutelage.errors import ServerError, UsageError
 
 _WEIGHTS = "model*.safetensors"  # what transformers loads; optimizer states stand beside it
+_ADAPTER, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+# Nothing else is fetched from a hub: no pickles, no code, no second copies in other formats.
+_FETCHED = ["*.json", "*.jinja", "*.txt", "tokenizer*.model", _WEIGHTS, _ADAPTER_WEIGHTS]
 
 
 @dataclass(frozen=True)
@@ -16,9 +26,17 @@ class ModelFolder:
     """A directory that holds a Hugging Face causal language model."""
 
     path: Path
-    """The directory."""
+    """The directory of the weights."""
     role: str
     """student or teacher, for messages."""
+    adapters: tuple[Path, ...] = ()
+    """Directories of LoRA adapters to merge into them, in this order."""
+
+    @property
+    def tokenizer(self) -> Path:
+        """The directory of the tokenizer: the last adapter's own where it has one."""
+        own = [a for a in self.adapters if (a / "tokenizer_config.json").is_file()]
+        return own[-1] if own else self.path
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -96,22 +114,46 @@ def _header_shapes(file: Path) -> dict[str, tuple[int, ...]]:
     return {name: tuple(entry["shape"]) for name, entry in tensors.items()}
 
 
-def open_folder(path: str, role: str, *, weights: bool = True) -> ModelFolder:
-    """The model directory at `path`.
+def open_folder(
+    path: str, role: str, revision: str | None = None, *, weights: bool = True
+) -> ModelFolder:
+    """The model at `path`: a directory, or a hub id, which is fetched.
+
+    A directory that holds a LoRA adapter stands for the model it was trained on, merged.
 
     Args:
-        path: the directory.
+        path: the directory or hub id.
         role: student or teacher, for messages.
+        revision: the commit of a hub id.
         weights: whether it must hold weights; those of a served model are at its server.
 
     Raises:
-        UsageError: no such directory, no config.json, no safetensors weights.
+        UsageError: no such directory or hub id, no config.json, no safetensors weights.
+        ServerError: the hub cannot be reached.
     """
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
+    folder = locate(path, role, revision)
+    if not (folder / _ADAPTER).is_file() or (folder / "config.json").is_file():
+        return _whole_model(folder, path, role, weights)
+    adapter = ModelFolder(folder, role).read(_ADAPTER)
+    if adapter.get("peft_type") != "LORA":
         raise UsageError(
-            f"{role} model: there is no directory {path}; give the path of a downloaded model"
+            f"{role} model: {path} is an adapter of type {adapter.get('peft_type')}; only LORA "
+            "adapters are merged here, so give a whole model"
         )
+    if not (folder / _ADAPTER_WEIGHTS).is_file():
+        raise UsageError(f"{role} model: {path} has {_ADAPTER}, but no {_ADAPTER_WEIGHTS}")
+    base = adapter.get("base_model_name_or_path")
+    if not isinstance(base, str):
+        raise UsageError(
+            f"{role} model: {path} is a LoRA adapter whose {_ADAPTER} names no "
+            "base_model_name_or_path; write the base model's path there"
+        )
+    part = f"{role} (base of the adapter {path})"
+    below = open_folder(base, part, adapter.get("revision"))
+    return ModelFolder(below.path, role, (*below.adapters, folder))
+
+
+def _whole_model(folder: Path, path: str, role: str, weights: bool) -> ModelFolder:
     if not (folder / "config.json").is_file():
         raise UsageError(f"{role} model: {path} has no config.json, so it is not a saved model")
     if weights and not any(folder.glob(_WEIGHTS)):
@@ -126,3 +168,114 @@ def open_folder(path: str, role: str, *, weights: bool = True) -> ModelFolder:
             "next to config.json"
         )
     return ModelFolder(folder, role)
+
+
+def locate(path: str, role: str, revision: str | None = None) -> Path:
+    """The directory of a model, fetched from the hub where `path` is `owner/name` and no directory.
+
+    Raises:
+        UsageError: neither a directory nor a hub id that exists.
+        ServerError: the hub cannot be reached and the model is not in the local cache.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise UsageError(
+                f"{role} model: {path} is a directory, and a directory has no revision "
+                f"({revision}); leave it out, or move away to mean the model of that name on a hub"
+            )
+        return folder
+    if not _HUB_ID.fullmatch(path):
+        raise UsageError(
+            f"{role} model: there is no directory {path}; give the path of a downloaded model, or "
+            "owner/name of one on a hub"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    wanted = path if revision is None else f"{path} at {revision}"
+    try:
+        return Path(
+            snapshot_download(
+                path, revision=revision, allow_patterns=_FETCHED, ignore_patterns=["*/*"]
+            )
+        )
+    except HfHubHTTPError as error:  # not there, private, gated
+        raise UsageError(
+            f"{role} model: there is no directory {path}, and the hub refuses {wanted}: "
+            f"{_first_line(error)}"
+        ) from None
+    except HFValidationError as error:
+        raise UsageError(f"{role} model: {path} is no directory and no hub id: {error}") from None
+    except Exception as error:  # a network fails in every way
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ServerError(
+            f"{role} model: there is no directory {path}, {wanted} is not (wholly) in the local "
+            f"cache, and the hub cannot be reached ({_first_line(error)}). Fetch it where there is "
+            f"a network (hf download {path}) and give its directory, or correct the path"
+        ) from None
+
+
+def is_hub_id(path: str) -> bool:
+    """Whether `path` means a model on a hub: it is written so, and no directory is there."""
+    return not Path(path).expanduser().is_dir() and _HUB_ID.fullmatch(path) is not None
+
+
+def pin_revisions(config: AnySection) -> AnySection:
+    """The settings with the commit of every model that is on a hub, fetched where it is not here.
+
+    Raises:
+        TutelageError: as `locate`.
+    """
+
+    def pin(place: str, model: ModelConfig) -> ModelConfig:
+        if not is_hub_id(model.path):
+            return model
+        folder = locate(model.path, place, model.revision)
+        return model.model_copy(update={"revision": folder.name})
+
+    return _with_models(config, pin)
+
+
+def keep_revisions(config: AnySection, saved: Section) -> AnySection:
+    """The settings with the commits that `saved` recorded, where they leave the commit open."""
+    recorded: dict[str, ModelConfig] = {}
+
+    def note(place: str, model: ModelConfig) -> ModelConfig:
+        recorded[place] = model
+        return model
+
+    def keep(place: str, model: ModelConfig) -> ModelConfig:
+        before = recorded.get(place)
+        if before is None or before.path != model.path or _COMMIT.fullmatch(model.revision or ""):
+            return model
+        return model.model_copy(update={"revision": before.revision})
+
+    _with_models(saved, note)
+    return _with_models(config, keep)
+
+
+def _with_models(
+    section: AnySection, change: Callable[[str, ModelConfig], ModelConfig], prefix: str = ""
+) -> AnySection:
+    """The section with every model in it replaced by what `change` makes of (place, model)."""
+
+    def changed(place: str, value: Any) -> Any:
+        if isinstance(value, ModelConfig):
+            return change(place, value)
+        if isinstance(value, Section):
+            return _with_models(value, change, f"{place}.")
+        if isinstance(value, dict):
+            return {key: changed(f"{place}.{key}", part) for key, part in value.items()}
+        return value
+
+    updates = {
+        name: changed(prefix + name, getattr(section, name)) for name in type(section).model_fields
+    }
+    return section.model_copy(update=updates)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else repr(error)

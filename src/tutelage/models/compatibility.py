@@ -1,5 +1,7 @@
 """Can these two models be combined at all? Decided without a forward pass."""
 
+from collections.abc import Mapping
+
 from transformers import PreTrainedTokenizerBase
 
 from tutelage.errors import UsageError
@@ -50,20 +52,24 @@ def require_context(
         )
 
 
-def share_vocabulary(student: Teacher, *others: Teacher) -> None:
-    """Let all sides use the ids that every head has; the rest pads the larger heads.
+def share_vocabulary(models: Mapping[str, Teacher]) -> None:
+    """Let all sides, given by their roles, use the ids that every head has.
+
+    The rest pads the larger heads.
 
     Raises:
-        UsageError: the tokenizer has an id beyond a head's rows.
+        UsageError: a tokenizer has an id beyond a head's rows.
     """
-    rows = min(model.vocabulary for model in (student, *others))
-    largest = max(student.tokenizer.get_vocab().values(), default=-1)
+    short = min(models, key=lambda role: models[role].vocabulary)
+    rows = models[short].vocabulary
+    largest = max(max(m.tokenizer.get_vocab().values(), default=-1) for m in models.values())
     if largest >= rows:
         raise UsageError(
-            f"the tokenizer has ids up to {largest}, but a model's head has only {rows} rows; "
-            "the checkpoint and the tokenizer do not belong together"
+            f"the tokenizer has ids up to {largest}, but the {short}'s head has only {rows} rows, "
+            "so it can neither read nor predict the rest; this checkpoint and this tokenizer do "
+            "not belong together"
         )
-    for model in (student, *others):
+    for model in models.values():
         model.vocabulary = rows
 
 

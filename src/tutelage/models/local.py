@@ -1,13 +1,16 @@
 """Models in this process, through transformers."""
 
 import contextlib
+import copy
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -17,10 +20,13 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
+from transformers.utils.import_utils import is_flash_attn_2_available
 
-from tutelage.config import ModelConfig
+from tutelage.config import ModelConfig, Reference, StudentConfig
 from tutelage.errors import MachineError, UsageError
+from tutelage.models import lora
 from tutelage.models.checkpoints import open_folder
 from tutelage.ops.logprobs import log_softmax_
 from tutelage.ops.projection import Head
@@ -59,11 +65,18 @@ class LocalModel:
     """Optimizer steps the weights have taken."""
     ignored: tuple[str, ...] = ()
     """Weights in its files that the architecture has no place for."""
+    autocast: bool = False
+    """Layers compute in bfloat16; weights and logits stay as they are."""
+    adapter: Any = None
+    """peft's view of the network, where LoRA additions are in it."""
+    adapted: bool = True
+    """False: the additions are switched off, and this is the model they were added to."""
 
     def __post_init__(self) -> None:
         self.vocabulary = self.vocabulary or head_rows(self.model)
         self.stop_ids = stop_ids(self.model.generation_config, self.model.config, self.tokenizer)
-        self.raw_head = find_head(self.model)
+        with contextlib.nullcontext() if self.adapter is None else lora.switched_off(self.adapter):
+            self.raw_head = find_head(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -73,7 +86,16 @@ class LocalModel:
     @property
     def head(self) -> Head:
         """How `hidden` becomes logits at this model's temperature."""
-        return replace(self.raw_head, temperature=self.temperature, vocabulary=self.vocabulary)
+        weight = self.raw_head.weight
+        if weight is not None and self.adapter is not None and self.adapted:
+            addition = lora.adapted_weight(self.model.get_output_embeddings())
+            weight = weight if addition is None else addition
+        return replace(
+            self.raw_head,
+            weight=weight,
+            temperature=self.temperature,
+            vocabulary=self.vocabulary,
+        )
 
     def hidden(self, batch: Batch) -> Tensor:
         """Hidden states [N, H] at the states of the scored tokens, with gradient where enabled."""
@@ -81,11 +103,25 @@ class LocalModel:
             "input_ids": batch.input_ids.to(self.device),
             "attention_mask": batch.attention_mask.to(self.device),
         }
-        if self.raw_head.weight is None:
-            states = self.model(**inputs, use_cache=False).logits
-        else:
-            states = self.model.base_model(**inputs, use_cache=False).last_hidden_state
-        return cast(Tensor, states[batch.loss_mask.to(self.device)])
+        with self._as_set():
+            if self.raw_head.weight is None:
+                states = self.model(**inputs, use_cache=False).logits
+            else:
+                states = self.model.base_model(**inputs, use_cache=False).last_hidden_state
+        picked = states[batch.loss_mask.to(self.device)]
+        if self.autocast and self.raw_head.weight is not None:
+            picked = picked.to(self.raw_head.weight.dtype)
+        return cast(Tensor, picked)
+
+    @contextlib.contextmanager
+    def _as_set(self) -> Iterator[None]:
+        """Inside, the network computes as `autocast` and `adapted` say."""
+        with contextlib.ExitStack() as stack:
+            if self.adapter is not None and not self.adapted:
+                stack.enter_context(lora.switched_off(self.adapter))
+            if self.autocast:
+                stack.enter_context(torch.autocast(self.device.type, dtype=torch.bfloat16))
+            yield
 
     def state_logprobs(self, batch: Batch) -> Tensor:
         """log p [N, V] at the states of the scored tokens, without gradient in the head."""
@@ -137,15 +173,16 @@ class LocalModel:
                     for prompt, index in chosen
                 ]
             )
-            completions = decode(
-                self.model,
-                [prompt.ids for prompt, _ in chosen],
-                draws.to(self.device),
-                params,
-                [prompt.max_new_tokens or params.max_new_tokens for prompt, _ in chosen],
-                self.stop_ids,
-                self.vocabulary,
-            )
+            with self._as_set():
+                completions = decode(
+                    self.model,
+                    [prompt.ids for prompt, _ in chosen],
+                    draws.to(self.device),
+                    params,
+                    [prompt.max_new_tokens or params.max_new_tokens for prompt, _ in chosen],
+                    self.stop_ids,
+                    self.vocabulary,
+                )
             for place, (prompt, index), completion in zip(places, chosen, completions, strict=True):
                 rollouts[place] = Rollout(
                     prompt=prompt.prompt,
@@ -159,6 +196,21 @@ class LocalModel:
                     policy_step=self.policy_step,
                 )
         return [rollouts[i] for i in range(len(jobs))]
+
+    def save(self, folder: Path) -> None:
+        """What is trained, as transformers or peft saves it, and the tokenizer."""
+        with quiet_transformers():
+            if self.adapter is None:
+                self.model.save_pretrained(folder)
+            else:
+                lora.save_adapter(self.adapter, folder)
+            self.tokenizer.save_pretrained(folder)
+
+    def without_adapter(self) -> "LocalModel":
+        """The model that the adapter was added to; it shares the weights with this one."""
+        base = copy.copy(self)
+        base.adapted = False
+        return base
 
     def decode_text(self, ids: Iterable[int]) -> str:
         """Token ids as text, without special tokens."""
@@ -174,12 +226,21 @@ def load_model(settings: ModelConfig, role: str) -> LocalModel:
 
     Raises:
         UsageError: no such directory, no weights, an architecture that cannot be decoded here.
-        MachineError: a device that is not there.
+        MachineError: a device or an extra that is not there.
+        ServerError: a hub that cannot be reached.
     """
-    folder = open_folder(settings.path, role)
+    folder = open_folder(settings.path, role, settings.revision)
     device = choose_device(settings.device, role)
     if (folder.path / "generation_config.json").exists():
         folder.read("generation_config.json")  # transformers would do without its stop ids
+    attention = {}
+    if settings.attention != "auto":
+        attention["attn_implementation"] = settings.attention
+    if settings.attention == "flash_attention_2" and not is_flash_attn_2_available():
+        raise MachineError(  # transformers would fetch a compiled kernel from the hub instead
+            f"{role}.attention is flash_attention_2, but there is no GPU with the package "
+            "flash-attn (2.3.3 or later); use attention: sdpa"
+        )
     try:
         with quiet_transformers():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -189,6 +250,8 @@ def load_model(settings: ModelConfig, role: str) -> LocalModel:
                 local_files_only=True,
                 trust_remote_code=False,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, by name
+                **attention,
             )
     except Exception as error:  # damaged files surface in every way
         raise UsageError(
@@ -201,15 +264,116 @@ def load_model(settings: ModelConfig, role: str) -> LocalModel:
             "past_key_values; sampling here keeps the past in a cache of keys and values, so use "
             "an attention model"
         )
+    if mismatched := sorted(loading["mismatched_keys"]):
+        name, stored, expected = mismatched[0]
+        raise UsageError(
+            f"{role} model {settings.path}: {len(mismatched)} weights have other shapes than "
+            f"config.json makes them (first: {name} is stored as {list(stored)}, the config makes "
+            f"it {list(expected)}); config.json and weights do not belong together, so copy both "
+            "from one model"
+        )
     if missing := sorted(loading["missing_keys"]):
         raise UsageError(
             f"{role} model {settings.path} lacks {len(missing)} weights (first: {missing[0]}); "
             "transformers would fill them with random numbers"
         )
+    for adapter in folder.adapters:
+        model = lora.merge_adapter(model, adapter, role)
     tokenizer = load_tokenizer(settings, role)
     model.to(device)  # type: ignore[arg-type]
     ignored = tuple(sorted(loading["unexpected_keys"]))
     return LocalModel(model=model.eval(), tokenizer=tokenizer, ignored=ignored)
+
+
+def load_student(
+    settings: StudentConfig, *, precision: str, seed: int, checkpoint: str | None = None
+) -> LocalModel:
+    """The model that learns, as its checkpoint left it where there is one.
+
+    Raises:
+        TutelageError: as `load_model`, and what LoRA or gradient checkpointing cannot do with it.
+    """
+    if settings.lora is None and checkpoint is not None:
+        settings = settings.model_copy(update={"path": checkpoint, "revision": None})
+    student = load_model(settings, "student")
+    if settings.lora is not None:
+        student.adapter = lora.add_adapter(student.model, settings.lora, settings, seed)
+        if checkpoint is not None:
+            lora.restore_adapter(student.adapter, Path(checkpoint))
+    if settings.gradient_checkpointing:
+        checkpoint_layers(student.model)
+    if precision == "bfloat16":
+        student.autocast = True
+        keep_head_float32(student.model)
+    return student
+
+
+def load_reference(
+    setting: Reference,
+    name: str,
+    initial: StudentConfig,
+    student: LocalModel,
+) -> LocalModel:
+    """A frozen model that an objective refers to; it computes in the student's precision.
+
+    `initial`, the student before the run, needs no second copy where the student is adapted.
+
+    Raises:
+        TutelageError: as `load_model`.
+    """
+    if setting == "initial" and student.adapter is not None:
+        return student.without_adapter()
+    model = load_model(initial if setting == "initial" else setting, f"objective.{name}")
+    model.model.requires_grad_(False)
+    if student.autocast:
+        model.autocast = True
+        keep_head_float32(model.model)
+    return model
+
+
+def checkpoint_layers(model: PreTrainedModel) -> None:
+    """Let every layer keep its input alone and run a second time in the backward pass.
+
+    transformers has the same for training mode only, where dropout would be active.
+
+    Raises:
+        UsageError: the architecture is not made of such layers.
+    """
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    if not layers:
+        raise UsageError(
+            f"student.gradient_checkpointing: a {type(model).__name__} has no layers that can be "
+            "run a second time; leave it out, and lower optimizer.micro_batch_size instead"
+        )
+    for layer in layers:
+        layer.forward = _run_again_in_backward(layer.forward)
+
+
+def _run_again_in_backward(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*inputs: Any, **named: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*inputs, **named)
+        # Nothing in a layer is random, so there is no generator to restore.
+        return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False, **named)
+
+    return run
+
+
+def keep_head_float32(model: PreTrainedModel) -> None:
+    """Let the output head compute as its weights are, under autocast too.
+
+    Sampling and scoring then read the same logits, without the rounding of bfloat16.
+    """
+    head = model.get_output_embeddings()
+    if head is None:
+        return
+    forward = head.forward
+
+    def run(hidden: Tensor) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            return cast(Tensor, forward(hidden.to(head.weight.dtype)))
+
+    head.forward = run
 
 
 def choose_device(name: str, role: str) -> torch.device:
@@ -244,13 +408,13 @@ def load_tokenizer(settings: ModelConfig, role: str) -> PreTrainedTokenizerBase:
     Raises:
         UsageError: the folder holds none.
     """
-    folder = open_folder(settings.path, role, weights=False)
+    folder = open_folder(settings.path, role, settings.revision, weights=False)
     try:
         with quiet_transformers():
             return cast(
                 PreTrainedTokenizerBase,
                 AutoTokenizer.from_pretrained(
-                    folder.path, local_files_only=True, trust_remote_code=False
+                    folder.tokenizer, local_files_only=True, trust_remote_code=False
                 ),
             )
     except Exception as error:  # damaged files surface in every way
@@ -346,7 +510,7 @@ def stop_ids_of_folder(
     Raises:
         UsageError: the folder's config cannot be read.
     """
-    folder = open_folder(settings.path, role, weights=False)
+    folder = open_folder(settings.path, role, settings.revision, weights=False)
     try:
         with quiet_transformers():
             config = AutoConfig.from_pretrained(

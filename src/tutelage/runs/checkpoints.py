@@ -1,6 +1,7 @@
 """The whole state of a run in safetensors and JSON, with a manifest written last.
 
-`step-N/` holds the student as transformers saves it, `optimizer.safetensors`,
+`step-N/` holds the student as transformers saves it, or its LoRA adapter as peft
+does, `optimizer.safetensors`,
 `state.json` and `MANIFEST.json`. The directory is filled under a temporary name
 and renamed when all of it is on disk, so a kill leaves the old checkpoints.
 A damaged one is set aside as `damaged.step-N`, where it never counts.
@@ -20,10 +21,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tutelage.errors import CheckpointError
-from tutelage.models.local import quiet_transformers
+from tutelage.models.local import LocalModel
 from tutelage.runs.directory import replace_text, to_json
 
 MANIFEST = "MANIFEST.json"
@@ -34,7 +34,7 @@ class Checkpoint:
     """A valid checkpoint on disk."""
 
     path: Path
-    """Its directory; transformers loads the student from it."""
+    """Its directory; transformers, or peft, loads the student from it."""
     step: int
     """Optimizer steps taken."""
     state: Mapping[str, Any]
@@ -44,8 +44,7 @@ class Checkpoint:
 def save_checkpoint(
     root: Path,
     step: int,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    student: LocalModel,
     optimizer: torch.optim.Optimizer,
     state: Mapping[str, Any],
 ) -> Path:
@@ -53,9 +52,7 @@ def save_checkpoint(
     final, temporary = root / f"step-{step}", root / f"tmp.step-{step}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    with quiet_transformers():
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+    student.save(temporary)
     tensors, scalars = _flatten_optimizer(optimizer)
     save_file(tensors, temporary / "optimizer.safetensors")
     (temporary / "state.json").write_text(
@@ -147,7 +144,8 @@ def _fault(path: Path) -> str | None:
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return "its manifest is missing or damaged, so it was never finished"
     for needed in ("state.json", "optimizer.safetensors", "model*.safetensors"):
-        if not any(fnmatch(name, needed) for name in entries):
+        instead = "adapter_model.safetensors" if needed.startswith("model") else needed
+        if not any(fnmatch(name, needed) or name == instead for name in entries):
             return f"its manifest lists no {needed}"
     for name, (size, digest) in entries.items():
         file = path / name

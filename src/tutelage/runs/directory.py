@@ -16,7 +16,16 @@ from typing import Any
 
 from tutelage.errors import DataError, MachineError, UsageError
 
-_PACKAGES = ("tutelage", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pydantic")
+_PACKAGES = (
+    "tutelage",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "pydantic",
+    "peft",
+)
 
 
 @dataclass(frozen=True)
