@@ -168,3 +168,29 @@ def test_a_teacher_that_is_the_student_has_no_move_and_no_advantage(world):
     assert pooled.dot.value == pytest.approx(0, abs=1e-9)
     assert pooled.advantage.value == pytest.approx(0, abs=1e-9)
     assert pooled.mean_cosine is None
+
+
+def test_a_further_teacher_without_a_say_of_its_own_costs_no_rollouts(world):
+    """All share one tree: a second copy of a teacher asks for nothing the first did not."""
+    bench = world.bench(budget=2000, least=0.2, window=2)
+    twice = replace(
+        bench, candidates=[*bench.candidates, replace(bench.candidates[0], name="again")]
+    )
+    one, both = plant(bench), plant(twice)
+    assert [b.name for b in both.branches] == [b.name for b in one.branches]
+    assert both.rollouts == one.rollouts
+    assert [n.chance for n in both.nodes] == [n.chance for n in one.nodes]
+
+
+def test_what_is_kept_of_a_branch_does_not_grow_with_its_rollouts(world):
+    """Counts alone: a row a child at most, for the forced one and those below it."""
+    bench = world.bench(budget=10**6, cap=60, floor=60)
+    tree = plant(bench)
+    children = dict.fromkeys(tree.spines, 0)
+    for node in tree.nodes:
+        children[node.spine] += len(node.children)
+    records = run(bench, tree)
+    assert sum(sum(row[4:]) for record in records for row in record["counts"]) >= 60 * len(records)
+    for record in records:
+        assert len(record["counts"]) <= children[record["spine"]]
+        assert set(record) == {"unit", "spine", "tokens", "unknown", "counts"}

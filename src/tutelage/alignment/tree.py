@@ -137,7 +137,7 @@ def design(
     lengths = np.array([len(r.completion_ids) for group in groups for r in group])
     natural_tokens = int(lengths.sum())
     left = settings.budget - natural_tokens
-    per_window = _nodes_per_window(states, lengths, settings, left)
+    per_window = nodes_per_window(states, lengths, settings, left)
     rng = np.random.default_rng([seed, 2])
     nodes = [
         node
@@ -160,7 +160,7 @@ def design(
         )
         for node in nodes
     ]
-    rollouts, expected = _allocate(nodes, outcomes, by_name, scale, lengths, settings, left)
+    rollouts, expected = allocate_rollouts(nodes, outcomes, by_name, scale, lengths, settings, left)
     return Tree(
         teachers=tuple(candidate.name for candidate in candidates),
         objectives=tuple(objectives),
@@ -181,7 +181,7 @@ def _tokens_left(lengths: ndarray, depth: int) -> float:
     return float((longer - depth - 1).mean()) if len(longer) else 1.0
 
 
-def _nodes_per_window(
+def nodes_per_window(
     states: Sequence[Sequence[State]], lengths: ndarray, settings: AlignConfig, left: int
 ) -> int:
     """Nodes of each depth window of each spine that the budget pays for; nodes before rollouts."""
@@ -212,7 +212,7 @@ def _nodes_per_window(
     return count
 
 
-def _allocate(
+def allocate_rollouts(
     nodes: Sequence[State],
     outcomes: Sequence[Sequence[float | None]],
     spines: Mapping[str, Spine],
@@ -221,7 +221,11 @@ def _allocate(
     settings: AlignConfig,
     left: int,
 ) -> tuple[tuple[tuple[int, ...], ...], float]:
-    """Rollouts of every child, and the tokens they are expected to take."""
+    """Rollouts of every child, and the tokens they are expected to take.
+
+    `scale` [C, O] is that of `choose_nodes`, `lengths` those of natural rollouts, `left` the tokens
+    to spend.
+    """
     width = max(len(node.children) for node in nodes)
     teachers, objectives = nodes[0].moves.shape[:2]
     p = np.zeros((len(nodes), width))
