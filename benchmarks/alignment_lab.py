@@ -762,7 +762,7 @@ def as_commanded(people: Population, drawn: Draw, amount: float, rng: np.random.
     scale = np.full((1, 2), drawn.scale)
     scale[0, 1] = np.inf  # one objective
     left = settings.budget - drawn.natural_tokens
-    per_window = nodes_per_window(drawn.parts, drawn.lengths, settings, left)
+    per_window = nodes_per_window(drawn.parts, scale, drawn.lengths, settings, left)
     chosen = [
         node
         for part in drawn.parts
@@ -809,7 +809,7 @@ LADDER: dict[str, tuple[Design, Sequence[float]]] = {
     "nodes by size of the move": (evenly(8, by_size=True), (1, 2, 4, 8)),
     "planned rollouts: the command": (
         as_commanded,
-        (16_000, 25_000, 50_000, 100_000, 250_000),
+        (45_000, 70_000, 100_000, 250_000),
     ),
 }
 

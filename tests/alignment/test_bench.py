@@ -1,5 +1,6 @@
 """The whole job against enumeration: nodes, rollouts, counts and pooled numbers."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -7,8 +8,10 @@ import pytest
 
 from tutelage.alignment.bench import blocks, conclude, grow, plant
 from tutelage.alignment.estimates import gather, node_scores
+from tutelage.alignment.job import prepare_bench
 from tutelage.alignment.nodes import REST
 from tutelage.alignment.tree import load_tree, save_tree
+from tutelage.config import Config
 from tutelage.errors import DataError, UsageError
 
 
@@ -124,6 +127,22 @@ def test_the_budget_holds_and_more_of_it_buys_nodes_before_rollouts(world):
 def test_a_budget_below_the_floor_names_what_it_needs(world):
     with pytest.raises(UsageError, match=r"not enough: align.budget 200 tokens .* about [\d,]+"):
         plant(world.bench(budget=200))
+
+
+def test_the_smallest_budget_is_what_nodes_drawn_by_size_cost(tree):
+    """States where the student is unsure have more children, and are drawn more often."""
+    tree["align"] |= {"questions": 12, "spines": 4, "samples": 8, "window": 14}
+    settings = Config(**tree)
+    bench = prepare_bench(settings)
+    with pytest.raises(UsageError, match="not enough") as refused:
+        plant(replace(bench, settings=settings.align.model_copy(update={"budget": 1000})))
+    needed = int(re.search(r"about ([\d,]+)", str(refused.value))[1].replace(",", ""))
+    spent = []
+    for seed in range(5):  # other draws of nodes and spines than those of the message
+        floor = settings.align.model_copy(update={"budget": needed + needed // 5})
+        plan = plant(replace(bench, settings=floor, seed=seed)).plan()
+        spent.append(plan["natural_tokens"] + plan["expected_tokens"])
+    assert np.mean(spent) < 1.2 * needed
 
 
 def test_a_tree_is_the_same_after_a_round_to_disk(world, tmp_path):
