@@ -1,5 +1,6 @@
 """The whole job against enumeration: nodes, rollouts, counts and pooled numbers."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -7,8 +8,10 @@ import pytest
 
 from tutelage.alignment.bench import blocks, conclude, grow, plant
 from tutelage.alignment.estimates import gather, node_scores
+from tutelage.alignment.job import prepare_bench
 from tutelage.alignment.nodes import REST
 from tutelage.alignment.tree import load_tree, save_tree
+from tutelage.config import Config
 from tutelage.errors import DataError, UsageError
 
 
@@ -126,6 +129,22 @@ def test_a_budget_below_the_floor_names_what_it_needs(world):
         plant(world.bench(budget=200))
 
 
+def test_the_smallest_budget_is_what_nodes_drawn_by_size_cost(tree):
+    """States where the student is unsure have more children, and are drawn more often."""
+    tree["align"] |= {"questions": 12, "spines": 4, "samples": 8, "window": 14}
+    settings = Config(**tree)
+    bench = prepare_bench(settings)
+    with pytest.raises(UsageError, match="not enough") as refused:
+        plant(replace(bench, settings=settings.align.model_copy(update={"budget": 1000})))
+    needed = int(re.search(r"about ([\d,]+)", str(refused.value))[1].replace(",", ""))
+    spent = []
+    for seed in range(5):  # other draws of nodes and spines than those of the message
+        floor = settings.align.model_copy(update={"budget": needed + needed // 5})
+        plan = plant(replace(bench, settings=floor, seed=seed)).plan()
+        spent.append(plan["natural_tokens"] + plan["expected_tokens"])
+    assert np.mean(spent) < 1.2 * needed
+
+
 def test_a_tree_is_the_same_after_a_round_to_disk(world, tmp_path):
     bench = world.bench(least=0.2)
     tree = plant(bench)
@@ -168,3 +187,29 @@ def test_a_teacher_that_is_the_student_has_no_move_and_no_advantage(world):
     assert pooled.dot.value == pytest.approx(0, abs=1e-9)
     assert pooled.advantage.value == pytest.approx(0, abs=1e-9)
     assert pooled.mean_cosine is None
+
+
+def test_a_further_teacher_without_a_say_of_its_own_costs_no_rollouts(world):
+    """All share one tree: a second copy of a teacher asks for nothing the first did not."""
+    bench = world.bench(budget=2000, least=0.2, window=2)
+    twice = replace(
+        bench, candidates=[*bench.candidates, replace(bench.candidates[0], name="again")]
+    )
+    one, both = plant(bench), plant(twice)
+    assert [b.name for b in both.branches] == [b.name for b in one.branches]
+    assert both.rollouts == one.rollouts
+    assert [n.chance for n in both.nodes] == [n.chance for n in one.nodes]
+
+
+def test_what_is_kept_of_a_branch_does_not_grow_with_its_rollouts(world):
+    """Counts alone: a row a child at most, for the forced one and those below it."""
+    bench = world.bench(budget=10**6, cap=60, floor=60)
+    tree = plant(bench)
+    children = dict.fromkeys(tree.spines, 0)
+    for node in tree.nodes:
+        children[node.spine] += len(node.children)
+    records = run(bench, tree)
+    assert sum(sum(row[4:]) for record in records for row in record["counts"]) >= 60 * len(records)
+    for record in records:
+        assert len(record["counts"]) <= children[record["spine"]]
+        assert set(record) == {"unit", "spine", "tokens", "unknown", "counts"}

@@ -29,7 +29,7 @@ def probed(tree, tmp_path):
                     "samples": 4,
                     "rollouts": 4,
                     "teachers": {"good": {"path": str(model_path("compatible"))}},
-                    "probe": {"every": 1, "questions": 8, "budget": 3000, **probe},
+                    "probe": {"every": 1, "questions": 8, "budget": 8000, **probe},
                 },
                 "run": {"dir": str(tmp_path / "run"), "steps": steps, "save_every": 1},
             }

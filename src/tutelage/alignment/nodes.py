@@ -158,6 +158,16 @@ def move_squares(states: Sequence[State]) -> ndarray:
     return np.stack([(state.moves**2).sum(-1) for state in states])
 
 
+def state_sizes(states: Sequence[State], scale: ndarray, explore: float) -> ndarray:
+    """Sizes [N] of the states of a spine, to which their chances to be nodes are proportional.
+
+    `scale` [C, O] is the mean ||D|| of each teacher's objective over all spines, so that no
+    objective chooses the nodes by its units.
+    """
+    norms = np.nan_to_num(np.sqrt(move_squares(states)) / np.where(scale > 0, scale, 1.0))
+    return node_sizes(norms.reshape(len(states), -1).T[:, :, None], explore)
+
+
 def choose_nodes(
     states: Sequence[State],
     scale: ndarray,
@@ -166,14 +176,8 @@ def choose_nodes(
     explore: float,
     rng: np.random.Generator,
 ) -> list[State]:
-    """The nodes of one spine, with their chances.
-
-    `scale` [C, O] is the mean ||D|| of each teacher's objective over all spines, so that no
-    objective chooses the nodes by its units.
-    """
-    norms = np.nan_to_num(np.sqrt(move_squares(states)) / np.where(scale > 0, scale, 1.0))
-    sizes = node_sizes(norms.reshape(len(states), -1).T[:, :, None], explore)
-    places, chances = draw_nodes(sizes, per_window, rng, window)
+    """The nodes of one spine, with their chances; `scale` as for `state_sizes`."""
+    places, chances = draw_nodes(state_sizes(states, scale, explore), per_window, rng, window)
     return [
         replace(states[i], chance=float(chance)) for i, chance in zip(places, chances, strict=True)
     ]

@@ -10,12 +10,12 @@ import numpy as np
 from numpy import ndarray
 
 from tutelage.alignment.branches import HALVES, Branch, settled
-from tutelage.alignment.nodes import State, choose_nodes, look, move_squares
+from tutelage.alignment.nodes import State, choose_nodes, look, move_squares, state_sizes
 from tutelage.alignment.spines import Candidate, Spine, choose_spines
 from tutelage.config import AlignConfig
 from tutelage.errors import DataError, UsageError
 from tutelage.models.local import LocalModel
-from tutelage.ops.alignment.design import allocate, depth_windows
+from tutelage.ops.alignment.design import allocate, depth_windows, inclusion
 from tutelage.ops.alignment.moves import Move
 from tutelage.runs.directory import replace_text, to_json
 from tutelage.runs.rollouts import rollout_from_json, rollout_to_json
@@ -137,7 +137,7 @@ def design(
     lengths = np.array([len(r.completion_ids) for group in groups for r in group])
     natural_tokens = int(lengths.sum())
     left = settings.budget - natural_tokens
-    per_window = _nodes_per_window(states, lengths, settings, left)
+    per_window = nodes_per_window(states, scale, lengths, settings, left)
     rng = np.random.default_rng([seed, 2])
     nodes = [
         node
@@ -160,7 +160,7 @@ def design(
         )
         for node in nodes
     ]
-    rollouts, expected = _allocate(nodes, outcomes, by_name, scale, lengths, settings, left)
+    rollouts, expected = allocate_rollouts(nodes, outcomes, by_name, scale, lengths, settings, left)
     return Tree(
         teachers=tuple(candidate.name for candidate in candidates),
         objectives=tuple(objectives),
@@ -181,23 +181,28 @@ def _tokens_left(lengths: ndarray, depth: int) -> float:
     return float((longer - depth - 1).mean()) if len(longer) else 1.0
 
 
-def _nodes_per_window(
-    states: Sequence[Sequence[State]], lengths: ndarray, settings: AlignConfig, left: int
+def nodes_per_window(
+    states: Sequence[Sequence[State]],
+    scale: ndarray,
+    lengths: ndarray,
+    settings: AlignConfig,
+    left: int,
 ) -> int:
-    """Nodes of each depth window of each spine that the budget pays for; nodes before rollouts."""
-    longest = max(map(len, states))
-    windows = depth_windows(longest, settings.window)
-    sizes = np.zeros((len(states), windows.max() + 1))  # states, and what one of them costs
-    costs = np.zeros_like(sizes)
-    for row, part in enumerate(states):
-        for state, window in zip(part, windows, strict=False):
-            sizes[row, window] += 1
-            branching = len(state.children) if len(state.children) > 1 else 0
-            costs[row, window] += branching * _tokens_left(lengths, state.depth)
-    each = costs / np.maximum(sizes, 1)
+    """Nodes of each depth window of each spine that the budget pays for; nodes before rollouts.
+
+    States are drawn by size, and large ones have more children than the mean state: what nodes
+    cost is expected with their chances. `scale` is that of `state_sizes`.
+    """
+    strata: list[tuple[ndarray, ndarray]] = []  # sizes of the states of a window, and their costs
+    for part in states:
+        sizes = state_sizes(part, scale, settings.explore)
+        branching = np.array([len(s.children) if len(s.children) > 1 else 0 for s in part])
+        costs = branching * np.array([_tokens_left(lengths, s.depth) for s in part])
+        windows = depth_windows(len(part), settings.window)
+        strata += [(sizes[windows == w], costs[windows == w]) for w in np.unique(windows)]
 
     def tokens(count: int, rollouts: int) -> float:
-        return rollouts * float((np.minimum(sizes, count) * each).sum())
+        return rollouts * sum(float(inclusion(s, count) @ costs) for s, costs in strata)
 
     if tokens(1, settings.floor) > left:
         needed = round(tokens(1, settings.floor)) + int(lengths.sum())
@@ -206,13 +211,16 @@ def _nodes_per_window(
             f"{needed:,} for one node a depth window of each spine at align.floor "
             f"{settings.floor}; raise it, or lower align.questions or align.spines"
         )
-    count = 1
-    while count < sizes.max() and tokens(count + 1, settings.rollouts) <= left:
-        count += 1
-    return count
+    low, high = 1, max(len(sizes) for sizes, _ in strata)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (
+            (middle, high) if tokens(middle, settings.rollouts) <= left else (low, middle - 1)
+        )
+    return low
 
 
-def _allocate(
+def allocate_rollouts(
     nodes: Sequence[State],
     outcomes: Sequence[Sequence[float | None]],
     spines: Mapping[str, Spine],
@@ -221,7 +229,11 @@ def _allocate(
     settings: AlignConfig,
     left: int,
 ) -> tuple[tuple[tuple[int, ...], ...], float]:
-    """Rollouts of every child, and the tokens they are expected to take."""
+    """Rollouts of every child, and the tokens they are expected to take.
+
+    `scale` [C, O] is that of `choose_nodes`, `lengths` those of natural rollouts, `left` the tokens
+    to spend.
+    """
     width = max(len(node.children) for node in nodes)
     teachers, objectives = nodes[0].moves.shape[:2]
     p = np.zeros((len(nodes), width))
