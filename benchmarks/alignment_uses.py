@@ -21,7 +21,8 @@ SEEDS = (0, 1, 2, 3, 4)
 TEACHERS = ("compatible", "incompatible")
 HELD_OUT = 500
 ALIGN = {"questions": 32, "samples": 8, "spines": 4, "rollouts": 8, "budget": 200_000}
-PROBE = {"every": 10, "questions": 32, "budget": 30_000, "patience": 2}
+EVERY = 25
+PROBE = {"every": EVERY, "questions": 24, "budget": 20_000, "patience": 2}
 
 # Name of a run -> teacher, objective.weight, policy of the probe.
 RUNS: dict[str, tuple[str, dict[str, Any] | None, str | None]] = {
@@ -35,7 +36,6 @@ RUNS: dict[str, tuple[str, dict[str, Any] | None, str | None]] = {
 }
 RUNS |= {
     "compatible, probe warns": ("compatible", None, "warn"),
-    "compatible, probe stops": ("compatible", None, "stop"),
     "incompatible, probe stops": ("incompatible", None, "stop"),
     "incompatible, probe switches": ("incompatible", None, "switch_teacher"),
 }
@@ -51,7 +51,7 @@ def settings(folder: Path, teacher: str, seed: int) -> dict[str, Any]:
     write_prompts(folder / "held_out.jsonl", task.eval_prompts(HELD_OUT))
     tree = demo_config(folder, seed).model_dump(mode="json")
     tree["teacher"]["path"] = str(model_path(teacher))
-    tree["evaluation"]["every"] = 25
+    tree["evaluation"]["every"] = EVERY
     tree["run"] |= {"steps": STEPS, "save_every": 0, "record_rollouts": 0}
     return tree
 
@@ -122,6 +122,17 @@ def distil(run: str, seed: int, table: dict[str, Any] | None) -> dict[str, Any]:
     }
 
 
+def stopping_step(probes: Sequence[dict[str, Any]]) -> int:
+    """Where policy `stop` would have ended a run that was only warned."""
+    from tutelage.signals import exhausted
+
+    records = [{f"alignment/{key}": value for key, value in probe.items()} for probe in probes]
+    for place, probe in enumerate(probes, 1):
+        if exhausted(records[:place], PROBE["patience"]) is not None:
+            return int(probe["step"])
+    return STEPS
+
+
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     """Mean and half of its 95 % t interval."""
     from tutelage.ops.intervals import student_quantile
@@ -148,7 +159,7 @@ def tables(rows: list[dict[str, Any]]) -> str:
         one, other = accuracy(run, step), accuracy(base, step)
         return lambda seed: one(seed) - other(seed)
 
-    steps = (25, 50, STEPS)
+    steps = (EVERY, 2 * EVERY, STEPS)
     lines = [f"seeds {seeds}", "", "| teacher, weights | " + " | ".join(map(str, steps)) + " |"]
     lines.append("|---" * (len(steps) + 1) + "|")
     for teacher in TEACHERS:
@@ -183,8 +194,11 @@ def tables(rows: list[dict[str, Any]]) -> str:
         )
     run = "incompatible, probe switches"
     lines.append(f"switched - compatible uniform: {told(gap(run, 'compatible, uniform'))}")
+    # Probes change no step, so stopping would have left the weights of the step it stops at.
+    ends = [stopping_step(found["compatible, probe warns", seed]["probes"]) for seed in seeds]
+    lines.append(f"compatible with policy stop would end at {ends}")
     lines += ["", "| step | advantage (low, high), a seed each |", "|---|---|"]
-    for index in range(STEPS // PROBE["every"] + 1):
+    for index in range(STEPS // EVERY + 1):
         probes = [found["compatible, probe warns", seed]["probes"][index] for seed in seeds]
         cells = [
             f"{p['advantage']:.4f} ({p.get('advantage/low', float('nan')):.4f}, "
