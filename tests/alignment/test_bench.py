@@ -7,8 +7,10 @@ import pytest
 
 from tutelage.alignment.bench import blocks, conclude, grow, plant
 from tutelage.alignment.estimates import gather, node_scores
+from tutelage.alignment.job import prepare_bench
 from tutelage.alignment.nodes import REST
 from tutelage.alignment.tree import load_tree, save_tree
+from tutelage.config import parse_config
 from tutelage.errors import DataError, UsageError
 
 
@@ -168,3 +170,9 @@ def test_a_teacher_that_is_the_student_has_no_move_and_no_advantage(world):
     assert pooled.dot.value == pytest.approx(0, abs=1e-9)
     assert pooled.advantage.value == pytest.approx(0, abs=1e-9)
     assert pooled.mean_cosine is None
+
+
+def test_the_budget_holds_where_teachers_move_most_at_the_costliest_states(tree):
+    given = {**tree["align"], "questions": 12, "budget": 40000, "rollouts": 20, "floor": 20}
+    planted = plant(prepare_bench(parse_config({**tree, "align": given})))
+    assert planted.natural_tokens + planted.expected_tokens < 1.1 * 40000

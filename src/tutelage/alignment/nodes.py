@@ -158,21 +158,24 @@ def move_squares(states: Sequence[State]) -> ndarray:
     return np.stack([(state.moves**2).sum(-1) for state in states])
 
 
-def choose_nodes(
-    states: Sequence[State],
-    scale: ndarray,
-    per_window: int,
-    window: int,
-    explore: float,
-    rng: np.random.Generator,
-) -> list[State]:
-    """The nodes of one spine, with their chances.
+def state_sizes(states: Sequence[State], scale: ndarray, explore: float) -> ndarray:
+    """Sizes [N] of the states of a spine, to which their chances are proportional.
 
     `scale` [C, O] is the mean ||D|| of each teacher's objective over all spines, so that no
     objective chooses the nodes by its units.
     """
     norms = np.nan_to_num(np.sqrt(move_squares(states)) / np.where(scale > 0, scale, 1.0))
-    sizes = node_sizes(norms.reshape(len(states), -1).T[:, :, None], explore)
+    return node_sizes(norms.reshape(len(states), -1).T[:, :, None], explore)
+
+
+def choose_nodes(
+    states: Sequence[State],
+    sizes: ndarray,
+    per_window: int,
+    window: int,
+    rng: np.random.Generator,
+) -> list[State]:
+    """The nodes of one spine, with their chances."""
     places, chances = draw_nodes(sizes, per_window, rng, window)
     return [
         replace(states[i], chance=float(chance)) for i, chance in zip(places, chances, strict=True)

@@ -10,12 +10,12 @@ import numpy as np
 from numpy import ndarray
 
 from tutelage.alignment.branches import HALVES, Branch, settled
-from tutelage.alignment.nodes import State, choose_nodes, look, move_squares
+from tutelage.alignment.nodes import State, choose_nodes, look, move_squares, state_sizes
 from tutelage.alignment.spines import Candidate, Spine, choose_spines
 from tutelage.config import AlignConfig
 from tutelage.errors import DataError, UsageError
 from tutelage.models.local import LocalModel
-from tutelage.ops.alignment.design import allocate, depth_windows
+from tutelage.ops.alignment.design import allocate, depth_windows, inclusion
 from tutelage.ops.alignment.moves import Move
 from tutelage.runs.directory import replace_text, to_json
 from tutelage.runs.rollouts import rollout_from_json, rollout_to_json
@@ -137,12 +137,13 @@ def design(
     lengths = np.array([len(r.completion_ids) for group in groups for r in group])
     natural_tokens = int(lengths.sum())
     left = settings.budget - natural_tokens
-    per_window = _nodes_per_window(states, lengths, settings, left)
+    sizes = [state_sizes(part, scale, settings.explore) for part in states]
+    per_window = _nodes_per_window(states, sizes, lengths, settings, left)
     rng = np.random.default_rng([seed, 2])
     nodes = [
         node
-        for part in states
-        for node in choose_nodes(part, scale, per_window, settings.window, settings.explore, rng)
+        for part, size in zip(states, sizes, strict=True)
+        for node in choose_nodes(part, size, per_window, settings.window, rng)
     ]
     by_name = {spine.name: spine for spine in spines}
     outcomes = [
@@ -182,22 +183,27 @@ def _tokens_left(lengths: ndarray, depth: int) -> float:
 
 
 def _nodes_per_window(
-    states: Sequence[Sequence[State]], lengths: ndarray, settings: AlignConfig, left: int
+    states: Sequence[Sequence[State]],
+    sizes: Sequence[ndarray],
+    lengths: ndarray,
+    settings: AlignConfig,
+    left: int,
 ) -> int:
     """Nodes of each depth window of each spine that the budget pays for; nodes before rollouts."""
     longest = max(map(len, states))
     windows = depth_windows(longest, settings.window)
-    sizes = np.zeros((len(states), windows.max() + 1))  # states, and what one of them costs
-    costs = np.zeros_like(sizes)
+    size, cost = np.zeros((2, len(states), longest))
     for row, part in enumerate(states):
-        for state, window in zip(part, windows, strict=False):
-            sizes[row, window] += 1
+        size[row, : len(part)] = sizes[row]
+        for state in part:
             branching = len(state.children) if len(state.children) > 1 else 0
-            costs[row, window] += branching * _tokens_left(lengths, state.depth)
-    each = costs / np.maximum(sizes, 1)
+            cost[row, state.depth] = branching * _tokens_left(lengths, state.depth)
+    parts = [windows == w for w in np.unique(windows)]
 
     def tokens(count: int, rollouts: int) -> float:
-        return rollouts * float((np.minimum(sizes, count) * each).sum())
+        # By the chances with which nodes are drawn: teachers move most where many children are.
+        drawn = sum(float((inclusion(size[:, w], count) * cost[:, w]).sum()) for w in parts)
+        return rollouts * drawn
 
     if tokens(1, settings.floor) > left:
         needed = round(tokens(1, settings.floor)) + int(lengths.sum())
@@ -207,7 +213,7 @@ def _nodes_per_window(
             f"{settings.floor}; raise it, or lower align.questions or align.spines"
         )
     count = 1
-    while count < sizes.max() and tokens(count + 1, settings.rollouts) <= left:
+    while count < max(map(sum, parts)) and tokens(count + 1, settings.rollouts) <= left:
         count += 1
     return count
 
