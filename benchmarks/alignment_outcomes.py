@@ -67,7 +67,10 @@ def smollm2_settings(
         "data": {"prompts": str(folder / "prompts.jsonl"), "verifier": "numeric"},
         "rollout": {"max_new_tokens": 24, "batch_size": 128},
         "align": {
-            **LAB,
+            "samples": 8,
+            "spines": 2,
+            "rollouts": 8,
+            "objectives": {},
             "questions": questions,
             "budget": budget,
             "contexts": ["answer", "demonstration"],

@@ -22,7 +22,7 @@ TEACHERS = ("compatible", "incompatible")
 HELD_OUT = 500
 ALIGN = {"questions": 32, "samples": 8, "spines": 4, "rollouts": 8, "budget": 200_000}
 EVERY = 25
-PROBE = {"every": EVERY, "questions": 24, "budget": 20_000, "patience": 2}
+PROBE = {"every": EVERY, "questions": 24, "budget": 30_000, "patience": 2}
 
 # Name of a run -> teacher, objective.weight, policy of the probe.
 RUNS: dict[str, tuple[str, dict[str, Any] | None, str | None]] = {
@@ -98,7 +98,7 @@ def distil(run: str, seed: int, table: dict[str, Any] | None) -> dict[str, Any]:
             (folder / "table.json").write_text(json.dumps(table))
             tree["objective"]["weight"] = weight | {"table": str(folder / "table.json")}
         if policy is not None:
-            align = {key: ALIGN[key] for key in ("samples", "spines", "rollouts")}
+            align = {"samples": 8, "spines": 2, "rollouts": 8}
             other = {"other": {"path": str(model_path("compatible"))}}
             tree["rollout"]["batch_size"] = 1024
             tree["align"] = {

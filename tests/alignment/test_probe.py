@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from helpers import read_jsonl
+from tutelage.alignment.bench import plant
 from tutelage.config import parse_config
 from tutelage.errors import UsageError
 from tutelage.lab.embedded import model_path
@@ -90,6 +91,27 @@ def test_a_harmful_teacher_is_changed_for_one_that_helps_and_stays_changed(probe
     )
     train(whole)
     assert [_timeless(r) for r in probes(longer)] == [_timeless(r) for r in probes(whole)]
+
+
+def test_a_budget_that_became_too_small_ends_no_run(probed, monkeypatch):
+    def short_from_step_1(bench):
+        if bench.seed != probed().run.seed:
+            raise UsageError("not enough")
+        return plant(bench)
+
+    monkeypatch.setattr("tutelage.alignment.probe.plant", short_from_step_1)
+    config = probed("incompatible", steps=2, patience=1)
+    assert train(config).outcome == "finished"
+    assert [record.get("alignment/note") for record in probes(config)] == [
+        None,
+        "not enough",
+        "not enough",
+    ]
+
+
+def test_a_budget_too_small_from_the_start_is_refused(probed):
+    with pytest.raises(UsageError, match="not enough"):
+        train(probed(budget=100))
 
 
 def _timeless(record):
