@@ -24,8 +24,8 @@ ALIGN = {"questions": 32, "samples": 8, "spines": 4, "rollouts": 8, "budget": 20
 EVERY = 25
 PROBE = {"every": EVERY, "questions": 24, "budget": 30_000, "patience": 2}
 
-# Name of a run -> teacher, objective.weight, policy of the probe.
-RUNS: dict[str, tuple[str, dict[str, Any] | None, str | None]] = {
+# Name of a run -> teacher, objective.weight, changes of the probe.
+RUNS: dict[str, tuple[str, dict[str, Any] | None, dict[str, Any] | None]] = {
     f"{teacher}, {name}": (teacher, weight, None)
     for teacher in TEACHERS
     for name, weight in {
@@ -35,9 +35,14 @@ RUNS: dict[str, tuple[str, dict[str, Any] | None, str | None]] = {
     }.items()
 }
 RUNS |= {
-    "compatible, probe warns": ("compatible", None, "warn"),
-    "incompatible, probe stops": ("incompatible", None, "stop"),
-    "incompatible, probe switches": ("incompatible", None, "switch_teacher"),
+    "compatible, probe warns": ("compatible", None, {"policy": "warn"}),
+    "incompatible, probe stops": ("incompatible", None, {"policy": "stop"}),
+    "incompatible, probe switches": ("incompatible", None, {"policy": "switch_teacher"}),
+    "incompatible, probe switches at once": (
+        "incompatible",
+        None,
+        {"policy": "switch_teacher", "patience": 1},
+    ),
 }
 
 
@@ -90,21 +95,21 @@ def distil(run: str, seed: int, table: dict[str, Any] | None) -> dict[str, Any]:
     from tutelage.runs.directory import read_lines
     from tutelage.training import train
 
-    teacher, weight, policy = RUNS[run]
+    teacher, weight, probe = RUNS[run]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tree = settings(folder, teacher, seed)
         if weight is not None:
             (folder / "table.json").write_text(json.dumps(table))
             tree["objective"]["weight"] = weight | {"table": str(folder / "table.json")}
-        if policy is not None:
+        if probe is not None:
             align = {"samples": 8, "spines": 2, "rollouts": 8}
             other = {"other": {"path": str(model_path("compatible"))}}
             tree["rollout"]["batch_size"] = 1024
             tree["align"] = {
                 **align,
-                "teachers": other if policy == "switch_teacher" else {},
-                "probe": {**PROBE, "policy": policy},
+                "teachers": other if probe["policy"] == "switch_teacher" else {},
+                "probe": PROBE | probe,
             }
         result = train(parse_config(tree))
         records = list(read_lines(result.run / "metrics.jsonl"))
@@ -123,13 +128,13 @@ def distil(run: str, seed: int, table: dict[str, Any] | None) -> dict[str, Any]:
     }
 
 
-def stopping_step(probes: Sequence[dict[str, Any]]) -> int:
+def stopping_step(probes: Sequence[dict[str, Any]], patience: int) -> int:
     """Where policy `stop` would have ended a run that was only warned."""
     from tutelage.signals import exhausted
 
     records = [{f"alignment/{key}": value for key, value in probe.items()} for probe in probes]
     for place, probe in enumerate(probes, 1):
-        if exhausted(records[:place], PROBE["patience"]) is not None:
+        if exhausted(records[:place], patience) is not None:
             return int(probe["step"])
     return STEPS
 
@@ -183,8 +188,8 @@ def tables(rows: list[dict[str, Any]]) -> str:
         "| run | ended at step | last accuracy | minus the run without a probe |",
         "|---" * 4 + "|",
     ]
-    for run, (teacher, _, policy) in RUNS.items():
-        if policy is None:
+    for run, (teacher, _, probe) in RUNS.items():
+        if probe is None:
             continue
         ends = [found[run, seed]["step"] for seed in seeds]
         difference = told(gap(run, f"{teacher}, uniform"))
@@ -193,11 +198,13 @@ def tables(rows: list[dict[str, Any]]) -> str:
         lines.append(
             f"  teachers {[[p['next_teacher'] for p in found[run, s]['probes']] for s in seeds]}"
         )
-    run = "incompatible, probe switches"
-    lines.append(f"switched - compatible uniform: {told(gap(run, 'compatible, uniform'))}")
+    for run in ("incompatible, probe switches", "incompatible, probe switches at once"):
+        lines.append(f"{run} - compatible uniform: {told(gap(run, 'compatible, uniform'))}")
     # Probes change no step, so stopping would have left the weights of the step it stops at.
-    ends = [stopping_step(found["compatible, probe warns", seed]["probes"]) for seed in seeds]
-    lines.append(f"compatible with policy stop would end at {ends}")
+    for patience in (1, 2):
+        warned = [found["compatible, probe warns", seed]["probes"] for seed in seeds]
+        ends = [stopping_step(probes, patience) for probes in warned]
+        lines.append(f"compatible with policy stop, patience {patience}, would end at {ends}")
     lines += ["", "| step | advantage (low, high), a seed each |", "|---|---|"]
     for index in range(STEPS // EVERY + 1):
         probes = [found["compatible, probe warns", seed]["probes"][index] for seed in seeds]

@@ -30,7 +30,7 @@ def probed(tree, tmp_path):
                     "samples": 4,
                     "rollouts": 4,
                     "teachers": {"good": {"path": str(model_path("compatible"))}},
-                    "probe": {"every": 1, "questions": 8, "budget": 3000, **probe},
+                    "probe": {"every": 1, "questions": 8, "budget": 9000, **probe},
                 },
                 "run": {"dir": str(tmp_path / "run"), "steps": steps, "save_every": 1},
             }
@@ -76,6 +76,12 @@ def test_a_harmful_teacher_ends_the_run_where_the_policy_says_so(probed):
     result = train(config)
     assert result.outcome == "teacher_exhausted"
     assert result.step == 1
+    assert result.checkpoint.exists()
+
+
+def test_a_teacher_that_harms_from_the_start_is_not_trained_on(probed):
+    result = train(probed("incompatible", steps=9, policy="stop", patience=1))
+    assert (result.outcome, result.step) == ("teacher_exhausted", 0)
     assert result.checkpoint.exists()
 
 
