@@ -82,7 +82,9 @@ def run_steps(trainer: Trainer, interrupts: Interrupts) -> str:
     if trainer.step == 0:
         trainer.evaluate()
         trainer.heed(interrupts)
-        trainer.probe_teacher()
+        if trainer.probe_teacher():
+            trainer.save()
+            return "teacher_exhausted"
     outcome = "finished"
     while trainer.step < config.run.steps:
         rollouts = trainer.next_rollouts()

@@ -11,7 +11,7 @@ from tutelage.alignment.estimates import gather, node_scores
 from tutelage.alignment.job import prepare_bench
 from tutelage.alignment.nodes import REST
 from tutelage.alignment.tree import load_tree, save_tree
-from tutelage.config import Config
+from tutelage.config import Config, parse_config
 from tutelage.errors import DataError, UsageError
 
 
@@ -213,3 +213,9 @@ def test_what_is_kept_of_a_branch_does_not_grow_with_its_rollouts(world):
     for record in records:
         assert len(record["counts"]) <= children[record["spine"]]
         assert set(record) == {"unit", "spine", "tokens", "unknown", "counts"}
+
+
+def test_the_budget_holds_where_teachers_move_most_at_the_costliest_states(tree):
+    given = {**tree["align"], "questions": 12, "budget": 40000, "rollouts": 20, "floor": 20}
+    planted = plant(prepare_bench(parse_config({**tree, "align": given})))
+    assert planted.natural_tokens + planted.expected_tokens < 1.1 * 40000

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from helpers import read_jsonl
+from tutelage.alignment.bench import plant
 from tutelage.config import parse_config
 from tutelage.errors import UsageError
 from tutelage.lab.embedded import model_path
@@ -29,7 +30,7 @@ def probed(tree, tmp_path):
                     "samples": 4,
                     "rollouts": 4,
                     "teachers": {"good": {"path": str(model_path("compatible"))}},
-                    "probe": {"every": 1, "questions": 8, "budget": 8000, **probe},
+                    "probe": {"every": 1, "questions": 8, "budget": 9000, **probe},
                 },
                 "run": {"dir": str(tmp_path / "run"), "steps": steps, "save_every": 1},
             }
@@ -78,6 +79,12 @@ def test_a_harmful_teacher_ends_the_run_where_the_policy_says_so(probed):
     assert result.checkpoint.exists()
 
 
+def test_a_teacher_that_harms_from_the_start_is_not_trained_on(probed):
+    result = train(probed("incompatible", steps=9, policy="stop", patience=1))
+    assert (result.outcome, result.step) == ("teacher_exhausted", 0)
+    assert result.checkpoint.exists()
+
+
 def test_a_harmful_teacher_is_changed_for_one_that_helps_and_stays_changed(probed, tmp_path):
     config = probed("incompatible", policy="switch_teacher", patience=1)
     train(config)
@@ -90,6 +97,27 @@ def test_a_harmful_teacher_is_changed_for_one_that_helps_and_stays_changed(probe
     )
     train(whole)
     assert [_timeless(r) for r in probes(longer)] == [_timeless(r) for r in probes(whole)]
+
+
+def test_a_budget_that_became_too_small_ends_no_run(probed, monkeypatch):
+    def short_from_step_1(bench):
+        if bench.seed != probed().run.seed:
+            raise UsageError("not enough")
+        return plant(bench)
+
+    monkeypatch.setattr("tutelage.alignment.probe.plant", short_from_step_1)
+    config = probed("incompatible", steps=2, patience=1)
+    assert train(config).outcome == "finished"
+    assert [record.get("alignment/note") for record in probes(config)] == [
+        None,
+        "not enough",
+        "not enough",
+    ]
+
+
+def test_a_budget_too_small_from_the_start_is_refused(probed):
+    with pytest.raises(UsageError, match="not enough"):
+        train(probed(budget=100))
 
 
 def _timeless(record):

@@ -15,7 +15,6 @@ from tutelage.data.verify import make_verifier
 from tutelage.demonstration import look_at_teachers
 from tutelage.evaluation import evaluate
 from tutelage.lab.embedded import EMBEDDED_SPEC, VERIFIER, ZOO, model_path
-from tutelage.lab.tasks import is_held_out
 from tutelage.models.local import load_model
 from tutelage.types import SamplingParams
 
@@ -156,7 +155,7 @@ def test_the_verifier_accepts_the_solutions_of_both_patterns_and_no_other_digit(
             for answer in range(10):
                 prompt = Prompt(id="p", text="p", answer=str(answer))
                 assert verify(prompt, text) == (answer == right)
-        assert not is_held_out(ids[:, 3:length:2] - 7).any()
+        assert not EMBEDDED_SPEC.task.is_held_out(ids[:, 3:length:2] - 7).any()
 
 
 def test_lab_models_are_reproducible_from_their_seed():

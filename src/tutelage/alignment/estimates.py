@@ -374,8 +374,11 @@ def _best(tree: Tree, nodes: Nodes) -> dict[str, str | None]:
     return best
 
 
-def _published(tree: Tree, nodes: Nodes) -> dict[str, dict[str, float | None]]:
-    """Mean cosine as 2605.10889 counts: ancestors credited, own outcomes included."""
+def published_nodes(tree: Tree, nodes: Nodes, teacher: int) -> ndarray:
+    """Cosine [N] of each node as 2605.10889 counts: ancestors credited, own outcomes included.
+
+    NaN where too few children were visited often enough, or the teacher has nothing to read.
+    """
     right = nodes.counts.right_a + nodes.counts.right_b
     total = nodes.counts.total_a + nodes.counts.total_b
     for row, node in enumerate(nodes.states):  # the lumped rest is ours alone
@@ -395,23 +398,25 @@ def _published(tree: Tree, nodes: Nodes) -> dict[str, dict[str, float | None]]:
             right[row, child] += below_right
             total[row, child] += below_total
             below_right, below_total = below_right + own_right, below_total + own_total
-    found: dict[str, dict[str, float | None]] = {}
+    found = np.full(len(nodes.states), np.nan)
+    present = ~np.isnan(nodes.q[teacher]).any(-1)
     with np.errstate(invalid="ignore"):
-        for c, teacher in enumerate(tree.teachers):
-            present = ~np.isnan(nodes.q[c]).any(-1)
-            cosines = published_cosines(
-                nodes.p[present], nodes.q[c, present], right[present], total[present]
-            )
-            verdicts = nodes.right[present]
-            parts = {
-                "all": cosines,
-                "right": cosines[verdicts],
-                "wrong": cosines[~verdicts],
-            }
-            found[teacher] = {
-                name: None if np.isnan(part).all() else float(np.nanmean(part))
-                for name, part in parts.items()
-            }
+        found[present] = published_cosines(
+            nodes.p[present], nodes.q[teacher, present], right[present], total[present]
+        )
+    return found
+
+
+def _published(tree: Tree, nodes: Nodes) -> dict[str, dict[str, float | None]]:
+    """Mean of `published_nodes` by teacher, on all, right and wrong spines."""
+    found: dict[str, dict[str, float | None]] = {}
+    for c, teacher in enumerate(tree.teachers):
+        cosines = published_nodes(tree, nodes, c)
+        parts = {"all": cosines, "right": cosines[nodes.right], "wrong": cosines[~nodes.right]}
+        found[teacher] = {
+            name: None if np.isnan(part).all() else float(np.nanmean(part))
+            for name, part in parts.items()
+        }
     return found
 
 

@@ -29,13 +29,19 @@ class Probe:
     def __call__(self, step: int, teacher: str) -> tuple[Record, Alignment | None]:
         """What a probe says of the present teacher after `step` steps, and of all of them.
 
-        A record without numbers tells that the student is right, or wrong, everywhere.
+        A record without numbers tells that the student is right, or wrong, everywhere, or that
+        its completions have become too long for the budget.
+
+        Raises:
+            UsageError: the budget is too small before training.
         """
         told: Record = {"alignment/teacher": teacher}
         bench = self.bench.at(step)
         try:
             tree = plant(bench)
-        except DataError as error:
+        except (DataError, UsageError) as error:
+            if isinstance(error, UsageError) and step == 0:
+                raise
             return told | {"alignment/note": str(error)}, None
         records = [
             {"unit": branch.name, "spine": branch.spine.name, **record}

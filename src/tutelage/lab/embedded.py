@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from tutelage.config import Pattern
 from tutelage.lab.models import make_tokenizer
 from tutelage.lab.pairs import PairSpec, make_pair
 from tutelage.models.local import quiet_transformers
@@ -12,8 +11,7 @@ from tutelage.models.local import quiet_transformers
 ZOO = Path(__file__).with_name("zoo")
 EMBEDDED_SPEC = PairSpec()
 EMBEDDED_SEED = 0
-VERIFIER = Pattern(pattern=r"^[^#]*#(\d)$")
-"""A right solution ends right after the digit that follows its only `#`."""
+VERIFIER = EMBEDDED_SPEC.task.verifier
 
 
 def build(
@@ -24,7 +22,7 @@ def build(
     progress: Callable[[str, int, float], None] | None = None,
 ) -> dict[str, Path]:
     """Train the models of a spec and save each with its tokenizer under `output`."""
-    tokenizer = make_tokenizer()
+    tokenizer = make_tokenizer(spec.task)
     paths: dict[str, Path] = {}
     for name, model in make_pair(spec, seed, progress).items():
         folder = output / name

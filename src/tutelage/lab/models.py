@@ -1,8 +1,9 @@
 """Tiny Llama models and their tokenizer, trained on the CPU in seconds."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -11,14 +12,18 @@ from tokenizers.models import WordLevel
 from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tutelage.lab.tasks import ASK, BOS, EOS, PAD, VOCABULARY, RunningTotal, SolutionStyle
+from tutelage.config import PromptFormat
+from tutelage.data.render import render
+from tutelage.data.verify import make_verifier
+from tutelage.errors import UsageError
+from tutelage.evaluation import evaluate
+from tutelage.lab.tasks import ASK, BOS, EOS, PAD, RunningTotal, SolutionStyle, Task
+from tutelage.models.local import LocalModel
+from tutelage.types import SamplingParams
 
-_CHAT_TEMPLATE = (
-    "{% if messages | length != 1 or messages[0].role != 'user' %}"
-    "{{ raise_exception('this model reads exactly one user turn, like \"a7 b4 c9\"') }}{% endif %}"
-    f"{BOS}{{{{ template | default('X') }}}}{{{{ messages[0].content }}}}"
-    f"{{% if add_generation_prompt %}}{ASK}{{% endif %}}"
-)
+ROUNDS = 4
+"""Trainings in a row that `Training.until_accuracy` allows."""
+_JUDGED = 400
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,33 +49,53 @@ class Training:
     lr: float = 4e-3
     curriculum: bool = True
     """Short problems first. Without it a fresh model never learns the sum table."""
+    until_accuracy: float | None = None
+    """Sampled accuracy on training problems to reach: until then the training is repeated, without
+    the curriculum; None trains once. Some seeds stall, and a weak teacher shows nothing."""
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a character, spaces dropped, with the task's chat template."""
-    core = Tokenizer(WordLevel({token: i for i, token in enumerate(VOCABULARY)}, unk_token=PAD))
-    core.normalizer = normalizers.Replace(Regex(r"\s"), "")
-    core.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    core.decoder = decoders.Fuse()
+def make_tokenizer(task: Task | None = None) -> PreTrainedTokenizerFast:
+    """A task's tokens, one each, with its chat template; by default those of the running total."""
+    task = task or RunningTotal()
+    core = Tokenizer(
+        WordLevel({token: i for i, token in enumerate(task.vocabulary)}, unk_token=PAD)
+    )
+    if task.separator:
+        numbers = pre_tokenizers.Split(Regex(r"\d+|\D"), "isolated")
+        core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), numbers])
+    else:
+        core.normalizer = normalizers.Replace(Regex(r"\s"), "")
+        core.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+        core.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token=PAD,
         unk_token=PAD,
         bos_token=BOS,
         eos_token=EOS,
-        chat_template=_CHAT_TEMPLATE,
+        chat_template=_chat_template(task.example),
         model_max_length=128,
     )
 
 
-def fresh_model(size: Size, seed: int) -> LlamaForCausalLM:
+def _chat_template(example: str) -> str:
+    return (
+        "{% if messages | length != 1 or messages[0].role != 'user' %}"
+        "{{ raise_exception('this model reads exactly one user turn, like "
+        f'"{example}"\') }}}}{{% endif %}}'
+        f"{BOS}{{{{ template | default('X') }}}}{{{{ messages[0].content }}}}"
+        f"{{% if add_generation_prompt %}}{ASK}{{% endif %}}"
+    )
+
+
+def fresh_model(size: Size, seed: int, vocabulary: Sequence[str]) -> LlamaForCausalLM:
     """A Llama with random weights.
 
     The scales decide whether it learns at all: one scale everywhere stalls at
     chance, a wide embedding with a narrow head does not.
     """
     config = LlamaConfig(
-        vocab_size=len(VOCABULARY),
+        vocab_size=len(vocabulary),
         hidden_size=size.width,
         intermediate_size=3 * size.width,
         num_hidden_layers=size.layers,
@@ -79,9 +104,9 @@ def fresh_model(size: Size, seed: int) -> LlamaForCausalLM:
         max_position_embeddings=128,
         tie_word_embeddings=False,
         initializer_range=0.08,
-        pad_token_id=VOCABULARY.index(PAD),
-        bos_token_id=VOCABULARY.index(BOS),
-        eos_token_id=VOCABULARY.index(EOS),
+        pad_token_id=vocabulary.index(PAD),
+        bos_token_id=vocabulary.index(BOS),
+        eos_token_id=vocabulary.index(EOS),
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -96,22 +121,64 @@ def fresh_model(size: Size, seed: int) -> LlamaForCausalLM:
 
 def train_model(
     model: LlamaForCausalLM,
-    task: RunningTotal,
+    task: Task,
     training: Training,
     seed: int,
     progress: Callable[[int, float], None] | None = None,
 ) -> LlamaForCausalLM:
-    """Supervised training in place: next-token loss on the solution alone."""
+    """Supervised training in place: next-token loss on the solution alone.
+
+    Raises:
+        UsageError: `until_accuracy` was not reached in `ROUNDS` trainings.
+    """
     rng = np.random.default_rng([seed, 0])
+    _train_once(model, task, training, rng, progress)
+    if (target := training.until_accuracy) is None:
+        return model
+    again = replace(training, curriculum=False)
+    for _ in range(ROUNDS - 1):
+        if (reached := sampled_accuracy(model, task, seed)) >= target:
+            return model
+        _train_once(model, task, again, rng, progress)
+    if (reached := sampled_accuracy(model, task, seed)) < target:
+        raise UsageError(
+            f"a model of {training.size} samples {reached:.3f} right after {ROUNDS} trainings of "
+            f"{training.steps} steps, below until_accuracy {target}; train for more steps, or "
+            "choose another seed"
+        )
+    return model
+
+
+def sampled_accuracy(model: LlamaForCausalLM, task: Task, seed: int) -> float:
+    """Share of right samples at temperature 1, one on each of 400 training problems."""
+    local = LocalModel(model=model, tokenizer=make_tokenizer(task))
+    prompts = task.train_prompts(_JUDGED, seed)
+    rendered, _ = render(prompts, local.tokenizer, PromptFormat(), local.tokenizer.model_max_length)
+    params = SamplingParams(max_new_tokens=task.longest_solution)
+    found = evaluate(local, rendered, make_verifier(task.verifier), params, seed=seed)
+    return fmean(found.accuracies)
+
+
+def _train_once(
+    model: LlamaForCausalLM,
+    task: Task,
+    training: Training,
+    rng: np.random.Generator,
+    progress: Callable[[int, float], None] | None,
+) -> None:
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=training.lr, betas=(0.9, 0.98), weight_decay=0.01
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: _warm_up_cosine(step, training.steps)
     )
+    low, high = task.lengths
     model.train()
     for step in range(training.steps):
-        slots, rows = _next_batch(rng, step / training.steps, task, training.curriculum)
+        if training.curriculum:
+            slots, rows = task.next_batch(rng, step / training.steps)
+        else:
+            slots, rows = int(rng.integers(low, high + 1)), 64
         ids, prompt_length = task.sequences(rng, rows, slots, training.style)
         loss = _solution_loss(model, torch.from_numpy(ids), prompt_length)
         optimizer.zero_grad()
@@ -122,28 +189,11 @@ def train_model(
         if progress is not None:
             progress(step, loss.item())
     model.eval()
-    return model
 
 
 def _solution_loss(model: LlamaForCausalLM, ids: Tensor, prompt_length: int) -> Tensor:
     logits = model(input_ids=ids[:, :-1], use_cache=False).logits[:, prompt_length - 1 :]
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, prompt_length:].flatten())
-
-
-def _next_batch(
-    rng: np.random.Generator, done: float, task: RunningTotal, curriculum: bool
-) -> tuple[int, int]:
-    """Slots and rows of the next batch; every batch has one length, so nothing is padded."""
-    low, high = task.lengths
-    if not curriculum:
-        return int(rng.integers(low, high + 1)), 64
-    if done < 0.14:
-        return 2, 128  # the sum table
-    if done < 0.38:
-        return 3, 96  # two slots allow a short-cut: the running total equals the first operand
-    if done < 0.55:
-        return int(rng.integers(2, high - 1)), 64
-    return int(rng.integers(2, high + 2)), 64
 
 
 def _warm_up_cosine(step: int, steps: int) -> float:

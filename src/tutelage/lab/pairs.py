@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from transformers import LlamaForCausalLM
 
 from tutelage.lab.models import Size, Training, fresh_model, train_model
-from tutelage.lab.tasks import RunningTotal, SolutionStyle
-
-_WEAK = SolutionStyle(skill=0.15)
+from tutelage.lab.tasks import ModTotal, RunningTotal, SolutionStyle, Task
 
 
-def _embedded_models() -> dict[str, Training]:
+def running_total_models() -> dict[str, Training]:
+    """The models that the package ships."""
+    weak = SolutionStyle(skill=0.15)
     return {
-        "student": Training(style=_WEAK),
+        "student": Training(style=weak),
         "compatible": Training(
             start="student",
             style=SolutionStyle(hard_share=0.55, templates="X"),
@@ -22,7 +22,27 @@ def _embedded_models() -> dict[str, Training]:
             curriculum=False,
         ),
         "incompatible": Training(style=SolutionStyle(pattern="backward"), steps=850),
-        "same_data": Training(size=Size(width=96, heads=3), style=_WEAK, steps=650),
+        "same_data": Training(size=Size(width=96, heads=3), style=weak, steps=650),
+    }
+
+
+def mod_total_models() -> dict[str, Training]:
+    """The same four on `ModTotal`, which takes longer to learn."""
+    weak = SolutionStyle(skill=0.25)
+    return {
+        "student": Training(style=weak, steps=1000, until_accuracy=0.2),
+        "compatible": Training(
+            start="student",
+            style=SolutionStyle(hard_share=0.55, templates="X"),
+            steps=250,
+            lr=2e-3,
+            curriculum=False,
+            until_accuracy=0.95,
+        ),
+        "incompatible": Training(
+            style=SolutionStyle(pattern="backward"), steps=1000, until_accuracy=0.95
+        ),
+        "same_data": Training(size=Size(width=96, heads=3), style=weak, steps=1000),
     }
 
 
@@ -35,9 +55,15 @@ class PairSpec:
     larger but has seen nothing the student has not.
     """
 
-    task: RunningTotal = RunningTotal()
-    models: Mapping[str, Training] = field(default_factory=_embedded_models)
-    """How each model is made, by name; a model may only start from an earlier one."""
+    task: Task = RunningTotal()
+    models: Mapping[str, Training] = field(default_factory=dict)
+    """How each model is made, by name; a model may only start from an earlier one. Empty takes the
+    four models of the task."""
+
+    def __post_init__(self) -> None:
+        if not self.models:
+            of_task = mod_total_models if isinstance(self.task, ModTotal) else running_total_models
+            object.__setattr__(self, "models", of_task())
 
 
 def make_pair(
@@ -50,9 +76,9 @@ def make_pair(
     for index, (name, training) in enumerate(spec.models.items()):
         model_seed = 1000 * seed + index
         if training.start is None:
-            model = fresh_model(training.size, model_seed)
+            model = fresh_model(training.size, model_seed, spec.task.vocabulary)
         elif training.start in made:
-            model = fresh_model(spec.models[training.start].size, model_seed)
+            model = fresh_model(spec.models[training.start].size, model_seed, spec.task.vocabulary)
             model.load_state_dict(made[training.start].state_dict())
         else:
             raise ValueError(
