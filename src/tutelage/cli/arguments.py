@@ -3,11 +3,13 @@
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
 
 T = TypeVar("T")
+SETTINGS_HELP = Path(__file__).with_name("settings.txt")
 
 
 def parse(verb: Callable[..., T], words: Sequence[str]) -> T:
@@ -49,10 +51,19 @@ def show(value: Mapping[str, Any], as_json: bool) -> None:
 
 
 def settings_help() -> str:
-    """The keys of the config with their meaning, for help pages."""
+    """The keys of the config with their meaning, for help pages.
+
+    Read from a file, since building the config's classes takes longer than a help page may;
+    a test holds it equal to `write_settings_help`.
+    """
+    return SETTINGS_HELP.read_text(encoding="utf-8").rstrip("\n")
+
+
+def write_settings_help() -> str:
+    """The text of `settings.txt`, from the config itself; `make settings-help` writes it."""
     from tutelage.config import config_keys
 
-    return "\n".join(f"  --{key}  {text}".rstrip() for key, text in config_keys().items())
+    return "".join(f"  --{key}  {text}".rstrip() + "\n" for key, text in config_keys().items())
 
 
 def _prog(verb: Callable[..., Any]) -> str:
