@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tutelage.config import ModelConfig
+from tutelage.config import ModelConfig, PromptFormat
 from tutelage.data.collate import collate
 from tutelage.data.prompts import load_prompts
 from tutelage.data.render import render_one
@@ -54,7 +54,7 @@ def solution(model: LocalModel, prompt: Prompt) -> Rollout:
     return Rollout(
         prompt=prompt,
         index=0,
-        prompt_ids=render_one(prompt, model.tokenizer, {}),
+        prompt_ids=render_one(prompt, model.tokenizer, PromptFormat()),
         completion_ids=ids,
         logprobs=(0.0,) * len(ids),
         finish_reason="stop",
