@@ -1,6 +1,7 @@
 """LoRA students: the same loop on fewer weights."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -15,6 +16,7 @@ from tutelage.data.collate import collate
 from tutelage.errors import UsageError
 from tutelage.gradient import accumulate
 from tutelage.models.local import LocalModel, load_model, load_student
+from tutelage.models.served.student import write_weights
 from tutelage.planning import plan
 from tutelage.trainer import Trainer
 from tutelage.training import train
@@ -284,3 +286,19 @@ def test_plan_counts_reference_models_and_initial_only_where_it_is_a_copy(settin
         hidden = result.hidden_bytes - bare.hidden_bytes
         assert hidden == 4 * (5 * 10) * (24 + 16)  # micro-batch x max_new_tokens x both widths
         assert result.total_bytes - bare.total_bytes == result.reference_bytes + hidden
+
+
+@pytest.mark.parametrize(
+    ("name", "targets"), [("untied", HEAD), ("tied", "all-linear"), ("gpt2", "all-linear")]
+)
+def test_a_server_gets_the_merged_weights(llamas, tmp_path, name, targets):
+    """As `write_weights` leaves them for the server of a served student, step by step."""
+    student = student_of(llamas[name], target_modules=targets)
+    shutil.copytree(llamas[name], tmp_path / "served")
+    before = [p.clone() for p in student.model.parameters()]
+    write_weights(student, tmp_path / "served")
+    served = AutoModelForCausalLM.from_pretrained(tmp_path / "served")
+    torch.testing.assert_close(logits(served), logits(student.model), atol=1e-5, rtol=1e-4)
+    start = AutoModelForCausalLM.from_pretrained(llamas[name])
+    assert (logits(served) - logits(start)).abs().max() > 0.1
+    assert all(map(torch.equal, before, student.model.parameters()))

@@ -206,6 +206,10 @@ class LocalModel:
                 lora.save_adapter(self.adapter, folder)
             self.tokenizer.save_pretrained(folder)
 
+    def merged_weights(self) -> dict[str, Tensor]:
+        """Every weight by the name it has without an adapter, additions included."""
+        return self.model.state_dict() if self.adapter is None else lora.merged_weights(self.model)
+
     def without_adapter(self) -> "LocalModel":
         """The model that the adapter was added to; it shares the weights with this one."""
         base = copy.copy(self)

@@ -115,6 +115,22 @@ def adapted_weight(layer: Any) -> Tensor | None:
     return cast(Tensor, layer.get_base_layer().weight + layer.get_delta_weight(_NAME))
 
 
+@torch.no_grad()
+def merged_weights(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The adapted model's weights as its base model names them, additions included."""
+    weights: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        layer, _, last = name.rpartition(".")
+        if not layer.endswith(".base_layer"):
+            if ".lora_" not in name:
+                weights[name] = tensor
+            continue
+        layer = layer.removesuffix(".base_layer")
+        merged = adapted_weight(model.get_submodule(layer)) if last == "weight" else None
+        weights[f"{layer}.{last}"] = tensor if merged is None else merged
+    return weights
+
+
 def linear_names(model: PreTrainedModel) -> list[str]:
     """Last names of the model's layers that can be adapted."""
     return sorted(

@@ -215,7 +215,7 @@ def write_weights(student: LocalModel, folder: Path) -> None:
     files = sorted(folder.glob("model*.safetensors"))
     with tempfile.TemporaryDirectory(dir=folder, prefix=".tutelage-") as scratch:
         with quiet_transformers():
-            student.model.save_pretrained(scratch)
+            student.model.save_pretrained(scratch, state_dict=student.merged_weights())
         own: dict[str, Tensor] = {}
         for file in Path(scratch).glob("*.safetensors"):
             own |= load_file(file)
