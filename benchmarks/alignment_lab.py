@@ -252,7 +252,7 @@ def own(records: Sequence[dict]) -> list[dict]:
 def run(bench: Bench, tree: Tree) -> list[dict]:
     """Real rollouts of a whole tree."""
     return [
-        {"unit": branch.name, "spine": branch.spine.name, **record}
+        {"unit": branch.name, **record}
         for part in blocks(tree, bench.student.batch_size)
         for branch, record in grow(bench, tree, part)
     ]

@@ -1,7 +1,7 @@
 """Small models and prompts that tests build for themselves."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from tutelage.config import Config, parse_config
 from tutelage.models.base import Sampler
 from tutelage.types import Prompt, RenderedPrompt, Rollout, SamplingParams
 
@@ -117,3 +118,24 @@ def sums(count: int) -> list[dict[str, str]]:
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def tiny_run(folder: Path, student: Path, teacher: Path, lr: float) -> Callable[..., Config]:
+    """Settings of a four-step run; called with sections to change in them."""
+    prompts = write_jsonl(folder / "prompts.jsonl", sums(40))
+
+    def make(**sections: Mapping[str, Any]) -> Config:
+        tree: dict[str, Any] = {
+            "student": {"path": str(student)},
+            "teacher": {"path": str(teacher)},
+            "data": {"prompts": str(prompts), "held_out": 10, "verifier": "numeric"},
+            "rollout": {"prompts_per_step": 6, "group_size": 2, "max_new_tokens": 10},
+            "optimizer": {"lr": lr, "micro_batch_size": 5},
+            "evaluation": {"every": 2},
+            "run": {"dir": str(folder / "run"), "steps": 4, "save_every": 2},
+        }
+        for name, section in sections.items():
+            tree[name] = {**tree.get(name, {}), **section}
+        return parse_config(tree)
+
+    return make

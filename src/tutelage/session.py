@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tutelage.config import Config, reference_models
 from tutelage.credit import read_table
-from tutelage.data.prompts import read_prompts, split_held_out, without
+from tutelage.data.prompts import LoadedPrompts, read_prompts, split_held_out, without
 from tutelage.data.render import render, render_one
 from tutelage.data.verify import Verify, choose_verifier
 from tutelage.errors import DataError, UsageError
@@ -65,6 +65,24 @@ class Session:
                 "fingerprint": teacher.fingerprint.to_json(),
             }
         return record
+
+    def require_same_prompts(self, path: Path, config: Config) -> None:
+        """Refuse prompts other than those whose digests the run wrote to `path`.
+
+        Raises:
+            UsageError: the prompts, or what the models read of them, have changed.
+        """
+        before, now = read_json(path), self.digests()
+        for part, source in (
+            ("prompts", config.data.prompts),
+            ("held_out", config.data.eval_prompts or config.data.prompts),
+        ):
+            if not isinstance(before, dict) or before.get(part) != now[part]:
+                raise UsageError(
+                    f"{source} has changed since the run began, or a template that renders it: its "
+                    f"{part} are not those that {path} remembers, so what was drawn and measured "
+                    "would not go on. Restore the file, or start a new run with another --run.dir"
+                )
 
     def require_same_teacher(self, path: Path) -> None:
         """Refuse to resume with another served teacher than the run began with.
@@ -117,46 +135,11 @@ def prepare(config: Config, student_path: str | None = None) -> Session:
         for setting, new_tokens in limits.items():
             view = [p.for_teacher() if role == "teacher" else p for p in everything]
             require_context(model, role, max(len(p.ids) for p in view), new_tokens, setting)
-    notes: list[dict[str, Any]] = [
-        {"kind": "prompts_read", "source": source, "text": f"{source}: {loaded.layout}"}
-        for source, loaded in read.items()
+    notes = [
+        *_notes_on_prompts(config, read, too_long),
+        *_notes_on_models(roles),
+        *_notes_on_servers(config),
     ]
-    if any(too_long):
-        limit = config.data.max_prompt_tokens
-        notes.append(
-            {
-                "kind": "prompts_dropped",
-                "training": too_long[0],
-                "evaluation": too_long[1],
-                "limit": limit,
-                "text": f"dropped {too_long[0]} training and {too_long[1]} held-out prompts longer "
-                f"than data.max_prompt_tokens {limit}",
-            }
-        )
-    student_stops, teacher_stops = (sorted(m.stop_ids) for m in (models.student, models.teacher))
-    if student_stops != teacher_stops:
-        notes.append(
-            {
-                "kind": "stop_ids_differ",
-                "student": student_stops,
-                "teacher": teacher_stops,
-                "text": f"the student stops at the ids {student_stops}, the teacher at "
-                f"{teacher_stops}",
-            }
-        )
-    for role, model in roles.items():
-        if model.ignored:
-            notes.append(
-                {
-                    "kind": "weights_ignored",
-                    "role": role,
-                    "count": len(model.ignored),
-                    "first": model.ignored[0],
-                    "text": f"the {role} does not use {len(model.ignored)} of its stored weights "
-                    f"(first: {model.ignored[0]}); its config.json may not belong to them",
-                }
-            )
-    notes += _notes_on_servers(config)
     return Session(
         models=models,
         prompts=rendered[0],
@@ -241,6 +224,58 @@ def _connect(config: Config, models: Models) -> tuple[Sampler, dict[str, Server]
         sampler = serve_student(config.student, models.student, model_paths(config))
         servers["student"] = sampler.server
     return sampler, servers
+
+
+def _notes_on_prompts(
+    config: Config, read: Mapping[str, LoadedPrompts], too_long: Sequence[int]
+) -> list[dict[str, Any]]:
+    notes: list[dict[str, Any]] = [
+        {"kind": "prompts_read", "source": source, "text": f"{source}: {loaded.layout}"}
+        for source, loaded in read.items()
+    ]
+    if any(too_long):
+        limit = config.data.max_prompt_tokens
+        notes.append(
+            {
+                "kind": "prompts_dropped",
+                "training": too_long[0],
+                "evaluation": too_long[1],
+                "limit": limit,
+                "text": f"dropped {too_long[0]} training and {too_long[1]} held-out prompts longer "
+                f"than data.max_prompt_tokens {limit}",
+            }
+        )
+    return notes
+
+
+def _notes_on_models(roles: Mapping[str, Teacher]) -> list[dict[str, Any]]:
+    notes: list[dict[str, Any]] = []
+    student_stops, teacher_stops = (
+        sorted(m.stop_ids) for m in (roles["student"], roles["teacher"])
+    )
+    if student_stops != teacher_stops:
+        notes.append(
+            {
+                "kind": "stop_ids_differ",
+                "student": student_stops,
+                "teacher": teacher_stops,
+                "text": f"the student stops at the ids {student_stops}, the teacher at "
+                f"{teacher_stops}",
+            }
+        )
+    for role, model in roles.items():
+        if model.ignored:
+            notes.append(
+                {
+                    "kind": "weights_ignored",
+                    "role": role,
+                    "count": len(model.ignored),
+                    "first": model.ignored[0],
+                    "text": f"the {role} does not use {len(model.ignored)} of its stored weights "
+                    f"(first: {model.ignored[0]}); its config.json may not belong to them",
+                }
+            )
+    return notes
 
 
 def _notes_on_servers(config: Config) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from tutelage import signals
 from tutelage.alignment.probe import best_teacher, make_probe
 from tutelage.config import (
+    CHANGEABLE_ON_RESUME,
     AnnealSchedule,
     Config,
     OptimizerConfig,
@@ -22,6 +23,7 @@ from tutelage.config import (
     RetireSchedule,
     TeacherGatePrompt,
     UniformPrompt,
+    changes_on_resume,
     dump_config,
     load_config,
 )
@@ -61,7 +63,6 @@ from tutelage.runs.directory import (
     environment,
     finite,
     open_run,
-    read_json,
     read_lines,
     replace_text,
     reserve_run,
@@ -74,7 +75,6 @@ from tutelage.timings import Timings, performance
 from tutelage.types import RenderedPrompt, Rollout, SamplingParams
 
 Observer = Callable[[Record], None]
-CHANGEABLE_ON_RESUME = {"run.steps", "run.max_hours", "run.dir"}
 # Steps that no training step has, so that evaluation never shares its draws.
 EVALUATION_STEP = -1
 
@@ -131,7 +131,7 @@ class Trainer:
         run = open_run(config.run.dir)
         saved = load_config(run.path / "config.yaml")
         config = keep_revisions(config, saved)
-        if changes := _changes(saved, config):
+        if changes := changes_on_resume(saved, config):
             raise UsageError(
                 "--resume continues a run with the settings it began with, but "
                 + "; ".join(changes)
@@ -139,7 +139,7 @@ class Trainer:
             )
         checkpoint, skipped = newest_checkpoint(run.checkpoints)
         session = prepare(config, str(checkpoint.path))
-        _require_same_prompts(run, config, session)
+        session.require_same_prompts(run.path / "data.json", config)
         session.require_same_teacher(run.path / "servers.json")
         trainer = cls(config, run, session, observer)
         trainer.restore(checkpoint, skipped)
@@ -614,39 +614,3 @@ def learning_rate(settings: OptimizerConfig, step: int, steps: int) -> float:
         return settings.lr
     done = (step - warm_up) / max(1, steps - warm_up)
     return settings.lr * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
-
-
-def _changes(saved: Config, config: Config) -> list[str]:
-    before, now = (_leaves(c.model_dump(mode="json")) for c in (saved, config))
-    return [
-        f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
-        and key not in CHANGEABLE_ON_RESUME
-        and not key.startswith("align.")
-    ]
-
-
-def _require_same_prompts(run: Run, config: Config, session: Session) -> None:
-    path = run.path / "data.json"
-    before, now = read_json(path), session.digests()
-    for part, source in (
-        ("prompts", config.data.prompts),
-        ("held_out", config.data.eval_prompts or config.data.prompts),
-    ):
-        if not isinstance(before, dict) or before.get(part) != now[part]:
-            raise UsageError(
-                f"{source} has changed since the run began, or a template that renders it: its "
-                f"{part} are not those that {path} remembers, so what was drawn and measured "
-                "would not go on. Restore the file, or start a new run with another --run.dir"
-            )
-
-
-def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            leaves |= _leaves(value, f"{prefix}{key}.")
-        else:
-            leaves[prefix + key] = value
-    return leaves

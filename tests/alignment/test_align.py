@@ -3,6 +3,9 @@
 import json
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +19,8 @@ from tutelage.config import ReliabilityWeight, parse_config
 from tutelage.credit import read_table
 from tutelage.errors import DataError, Preempted, UsageError
 from tutelage.lab.embedded import model_path
+
+ROOT = Path(__file__).parents[2]
 
 
 def changed(tree, section, **values):
@@ -152,3 +157,18 @@ def test_wrong_settings_cannot_be_written(tree, section, message):
 )
 def test_tokens_are_sorted_by_what_they_are(text, kind):
     assert kind_of(text) == kind
+
+
+def test_the_recipe_of_the_embedded_models_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    problems = tmp_path / "problems.jsonl"
+    script = ROOT / "recipes" / "embedded" / "prepare.py"
+    subprocess.run([sys.executable, str(script), str(problems)], check=True)
+    small = {"questions": 4, "spines": 2, "samples": 4, "rollouts": 4, "budget": 20000}
+    words = [word for key, value in small.items() for word in (f"--align.{key}", str(value))]
+    recipe = ROOT / "recipes" / "embedded" / "align.yaml"
+    asked = ["-c", str(recipe), "-o", str(tmp_path / "out"), "--data.prompts", str(problems)]
+    assert main(["align", *asked, *words]) == 0
+    out = capsys.readouterr().out
+    for teacher in ("teacher", "same_data", "incompatible"):
+        assert f"\n{teacher}" in out

@@ -17,7 +17,7 @@ from tutelage.errors import DataError, UsageError
 
 def run(bench, tree):
     return [
-        {"unit": branch.name, "spine": branch.spine.name, **record}
+        {"unit": branch.name, **record}
         for part in blocks(tree, bench.student.batch_size)
         for branch, record in grow(bench, tree, part)
     ]

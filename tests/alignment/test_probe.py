@@ -164,3 +164,10 @@ def test_a_probe_that_cannot_act_is_refused(probed, tree):
         parse_config(
             {**tree, "align": {"teachers": {"x": view}, "probe": {"policy": "switch_teacher"}}}
         )
+
+
+def test_a_probed_run_keeps_its_probe_on_resume(probed):
+    config = probed("incompatible", steps=1)
+    train(config)
+    with pytest.raises(UsageError, match=r"align\.probe\.policy was 'warn' and is 'stop'"):
+        train(probed("incompatible", steps=2, policy="stop"), resume=True)

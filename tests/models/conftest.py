@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import save_tiny_llama, sums, tiny_gpt2, tiny_tokenizer, write_jsonl
-from tutelage.config import Config, parse_config
+from helpers import save_tiny_llama, tiny_gpt2, tiny_run, tiny_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -25,20 +24,4 @@ def llamas(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture
 def settings(llamas, tmp_path):
-    prompts = write_jsonl(tmp_path / "prompts.jsonl", sums(40))
-
-    def make(**sections) -> Config:
-        tree = {
-            "student": {"path": str(llamas["untied"])},
-            "teacher": {"path": str(llamas["teacher"])},
-            "data": {"prompts": str(prompts), "held_out": 10, "verifier": "numeric"},
-            "rollout": {"prompts_per_step": 6, "group_size": 2, "max_new_tokens": 10},
-            "optimizer": {"lr": 1e-2, "micro_batch_size": 5},
-            "evaluation": {"every": 2},
-            "run": {"dir": str(tmp_path / "run"), "steps": 4, "save_every": 2},
-        }
-        for name, section in sections.items():
-            tree[name] = {**tree.get(name, {}), **section}
-        return parse_config(tree)
-
-    return make
+    return tiny_run(tmp_path, llamas["untied"], llamas["teacher"], lr=1e-2)

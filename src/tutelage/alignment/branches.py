@@ -160,6 +160,7 @@ def _count(
                 if child in below.children:
                     tallies[depth, child].add(half, reward)
     return {
+        "spine": branch.spine.name,
         "tokens": spent,
         "unknown": unknown,
         "counts": [

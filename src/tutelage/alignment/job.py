@@ -9,6 +9,7 @@ from tutelage.alignment.bench import Bench, blocks, conclude, grow, plant
 from tutelage.alignment.estimates import (
     Alignment,
     gather,
+    node_scores,
     plain,
     reliability_table,
     token_records,
@@ -34,6 +35,7 @@ from tutelage.models.checkpoints import keep_revisions, pin_revisions
 from tutelage.models.compatibility import require_context, require_same_tokens, share_vocabulary
 from tutelage.models.local import LocalModel, load_model
 from tutelage.ops.alignment.moves import Move
+from tutelage.ops.alignment.pooling import pool
 from tutelage.runs.directory import (
     create_run,
     environment,
@@ -48,6 +50,7 @@ from tutelage.runs.ledger import Ledger
 
 Observer = Callable[[dict[str, Any]], None]
 _SHOW_EVERY_S = 2.0
+_DRAWS_SO_FAR = 200
 
 
 def align(
@@ -95,7 +98,7 @@ def align(
             shown = time.monotonic()
             for part in blocks(tree, bench.student.batch_size, done=lambda b: b.name in ledger):
                 for branch, record in grow(bench, tree, part):
-                    ledger.record(branch.name, {"spine": branch.spine.name, **record})
+                    ledger.record(branch.name, record)
                 if time.monotonic() - shown > _SHOW_EVERY_S:
                     observer(_so_far(bench, tree, ledger))
                     shown = time.monotonic()
@@ -247,12 +250,16 @@ def _so_far(bench: Bench, tree: Tree, ledger: Ledger) -> dict[str, Any]:
     done = len(ledger)
     told: dict[str, Any] = {"kind": "progress", "done": done, "of": len(tree.branches)}
     try:
-        found = conclude(bench, tree, ledger.records, draws=200)
-    except ValueError:
+        nodes = gather(tree, ledger.records, use_backup=bench.settings.backup)
+    except ValueError:  # no node is done yet
         return told
-    pooled = found.pooled.get(("teacher", "objective"))
-    if pooled is None:
+    scores, rows = node_scores(
+        nodes, tree.teachers.index("teacher"), tree.objectives.index("objective")
+    )
+    if not len(rows):
         return told
+    questions = [nodes.questions[i] for i in rows]
+    pooled = pool(scores, questions, nodes.weights[rows], draws=_DRAWS_SO_FAR)
     return told | plain(
         {
             "questions": pooled.questions,

@@ -44,7 +44,7 @@ class Probe:
                 raise
             return told | {"alignment/note": str(error)}, None
         records = [
-            {"unit": branch.name, "spine": branch.spine.name, **record}
+            {"unit": branch.name, **record}
             for part in blocks(tree, bench.student.batch_size)
             for branch, record in grow(bench, tree, part)
         ]

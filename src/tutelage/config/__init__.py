@@ -9,6 +9,7 @@ from tutelage.config.base import (
     Section,
     tagged,
 )
+from tutelage.config.changes import CHANGEABLE_ON_RESUME, changes_on_resume
 from tutelage.config.objective import (
     ESTIMATORS_THAT_DO_NOT_DISTIL,
     JSD,
@@ -91,6 +92,7 @@ from tutelage.config.run import (
 from tutelage.config.server import ServerConfig
 
 __all__ = [
+    "CHANGEABLE_ON_RESUME",
     "CONTEXTS",
     "ESTIMATORS_THAT_DO_NOT_DISTIL",
     "JSD",
@@ -160,6 +162,7 @@ __all__ = [
     "UniformPrompt",
     "UniformWeight",
     "Verifier",
+    "changes_on_resume",
     "config_keys",
     "dump_config",
     "load_config",

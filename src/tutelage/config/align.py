@@ -30,7 +30,7 @@ class ProbeConfig(Section):
     """Held-out questions of a probe."""
     budget: PositiveInt = 50_000
     """Most decoded tokens of a probe."""
-    patience: PositiveInt = 2
+    patience: PositiveInt = 1
     """Probes in a row, of a teacher whose advantage is not above 0, until the policy acts."""
     policy: Literal["warn", "stop", "switch_teacher"] = "warn"
     """What then happens: a warning, the end of the run, or a change to the teacher of
