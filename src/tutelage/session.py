@@ -22,6 +22,7 @@ from tutelage.gradient import Models
 from tutelage.metrics import overlap_k
 from tutelage.models.base import Sampler, Teacher
 from tutelage.models.compatibility import require_context, require_same_tokens, share_vocabulary
+from tutelage.models.facts import disagreements, facts_of
 from tutelage.models.local import LocalModel, load_model, load_reference, load_student
 from tutelage.models.served.server import Fingerprint, Server
 from tutelage.models.served.student import serve_student
@@ -137,7 +138,7 @@ def prepare(config: Config, student_path: str | None = None) -> Session:
             require_context(model, role, max(len(p.ids) for p in view), new_tokens, setting)
     notes = [
         *_notes_on_prompts(config, read, too_long),
-        *_notes_on_models(roles),
+        *_notes_on_models(config, roles),
         *_notes_on_servers(config),
     ]
     return Session(
@@ -248,21 +249,16 @@ def _notes_on_prompts(
     return notes
 
 
-def _notes_on_models(roles: Mapping[str, Teacher]) -> list[dict[str, Any]]:
+def _notes_on_models(config: Config, roles: Mapping[str, Teacher]) -> list[dict[str, Any]]:
     notes: list[dict[str, Any]] = []
-    student_stops, teacher_stops = (
-        sorted(m.stop_ids) for m in (roles["student"], roles["teacher"])
-    )
-    if student_stops != teacher_stops:
-        notes.append(
-            {
-                "kind": "stop_ids_differ",
-                "student": student_stops,
-                "teacher": teacher_stops,
-                "text": f"the student stops at the ids {student_stops}, the teacher at "
-                f"{teacher_stops}",
-            }
-        )
+    sides = [
+        facts_of(settings, role, roles[role].tokenizer)
+        for role, settings in (("student", config.student), ("teacher", config.teacher))
+    ]
+    notes += [
+        {"kind": signal.name, "text": f"{signal.evidence}; {signal.advice}"}
+        for signal in disagreements(*sides)
+    ]
     for role, model in roles.items():
         if model.ignored:
             notes.append(

@@ -357,11 +357,12 @@ def test_notes_reach_events_observer_and_screen(settings, tmp_path, capsys):
     result = train(config, observer=told.append)
     read, *notes = [record for record in told if record["kind"] == "note"]
     assert read["text"].startswith(f"{prompts}: question/answer layout, 41 rows")
-    assert [n["text"].split(" longer")[0] for n in notes] == [
-        "dropped 1 training and 0 held-out prompts"
+    assert [n["text"].split(" longer")[0].split(";")[0] for n in notes] == [
+        "dropped 1 training and 0 held-out prompts",
+        "the student's head has 300 rows, the teacher's 312",
     ]
     events = {e["event"] for e in read_jsonl(result.run / "events.jsonl")}
-    assert {"prompts_read", "prompts_dropped"} <= events
+    assert {"prompts_read", "prompts_dropped", "vocabularies_differ"} <= events
     from tutelage.cli.progress import Display
 
     with Display(1) as display:

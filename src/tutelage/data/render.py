@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tutelage.config import PromptFormat
 from tutelage.errors import DataError, UsageError
+from tutelage.models.facts import own_template
 from tutelage.types import Message, Prompt, RenderedPrompt
 
 _PLACE = re.compile(r"\{([^\W\d]\w*)\}")
@@ -116,8 +117,7 @@ def chat_template(
     """
     if source not in (None, "own"):
         return _foreign_template(source, role)
-    own = getattr(tokenizer, "chat_template", None)
-    return own.get("default") if isinstance(own, dict) else own
+    return own_template(tokenizer)
 
 
 @cache

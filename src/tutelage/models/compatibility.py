@@ -6,6 +6,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tutelage.errors import UsageError
 from tutelage.models.base import Teacher
+from tutelage.signals import Signal
 
 
 def require_same_tokens(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
@@ -14,6 +15,14 @@ def require_same_tokens(student: PreTrainedTokenizerBase, teacher: PreTrainedTok
     Raises:
         UsageError: with the count and the first disagreement.
     """
+    if signal := differing_tokens(student, teacher):
+        raise UsageError(f"{signal.evidence}. {signal.advice}")
+
+
+def differing_tokens(
+    student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase
+) -> Signal | None:
+    """Ids that are not the same token on both sides, compared one by one."""
     student_tokens = {i: token for token, i in student.get_vocab().items()}
     teacher_tokens = {i: token for token, i in teacher.get_vocab().items()}
     differing = sorted(
@@ -22,13 +31,16 @@ def require_same_tokens(student: PreTrainedTokenizerBase, teacher: PreTrainedTok
         if student_tokens.get(i) != teacher_tokens.get(i)
     )
     if not differing:
-        return
+        return None
     first = differing[0]
-    raise UsageError(
-        f"student and teacher disagree on {len(differing):,} of "
+    return Signal(
+        name="tokens_differ",
+        severity="stop",
+        evidence=f"student and teacher disagree on {len(differing):,} of "
         f"{len(student_tokens.keys() | teacher_tokens.keys()):,} token ids (first: {first}, "
-        f"{_show(student_tokens.get(first))} vs {_show(teacher_tokens.get(first))}). "
-        "Distillation compares ids, so both need one tokenizer: try a teacher of the same family"
+        f"{_show(student_tokens.get(first))} vs {_show(teacher_tokens.get(first))})",
+        advice="Distillation compares ids, so both need one tokenizer: try a teacher of the same "
+        "family",
     )
 
 
