@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tutelage.alignment.job import align
     from tutelage.config import Config, load_config, parse_config, presets
     from tutelage.demonstration import demo
+    from tutelage.diagnose.checking import check
     from tutelage.diagnose.machine import doctor
     from tutelage.evaluation import evaluate_model as eval
     from tutelage.planning import plan
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Config": "tutelage.config:Config",
+    "check": "tutelage.diagnose.checking:check",
     "align": "tutelage.alignment.job:align",
     "load_config": "tutelage.config:load_config",
     "parse_config": "tutelage.config:parse_config",
@@ -41,6 +43,7 @@ __all__ = [
     "Config",
     "__version__",
     "align",
+    "check",
     "demo",
     "doctor",
     "eval",

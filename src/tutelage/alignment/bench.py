@@ -58,14 +58,24 @@ class Bench:
         return [r.reward for r in judge(rollouts, self.verify)]
 
 
-def plant(bench: Bench) -> Tree:
-    """Natural rollouts, spines, nodes and numbers of targeted rollouts."""
-    params = SamplingParams(max_new_tokens=bench.max_new_tokens, temperature=bench.temperature)
+def spread(prompts: Sequence[RenderedPrompt], count: int) -> list[RenderedPrompt]:
+    """At most `count` of them, evenly over all."""
+    count = min(count, len(prompts))
+    return [prompts[(2 * i + 1) * len(prompts) // (2 * count)] for i in range(count)]
+
+
+def plant(bench: Bench, drawn: Sequence[Rollout] | None = None) -> Tree:
+    """Spines, nodes and numbers of targeted rollouts.
+
+    `drawn` are judged natural rollouts, `settings.samples` of each prompt; None draws them.
+    """
     samples = bench.settings.samples
-    drawn = bench.student.sample(
-        bench.prompts, params, group_size=samples, seed=bench.seed, step=NATURAL_STEP
-    )
-    drawn = [replace(r, reward=v) for r, v in zip(drawn, bench.judge(drawn), strict=True)]
+    if drawn is None:
+        params = SamplingParams(max_new_tokens=bench.max_new_tokens, temperature=bench.temperature)
+        natural = bench.student.sample(
+            bench.prompts, params, group_size=samples, seed=bench.seed, step=NATURAL_STEP
+        )
+        drawn = [replace(r, reward=v) for r, v in zip(natural, bench.judge(natural), strict=True)]
     groups = [drawn[i : i + samples] for i in range(0, len(drawn), samples)]
     chosen = spines_of(groups, bench.settings.spines, bench.seed)
     others = {group[0].prompt.id: group for group in groups}

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tutelage.alignment.bench import Bench, blocks, conclude, grow, plant
+from tutelage.alignment.bench import Bench, blocks, conclude, grow, plant, spread
 from tutelage.alignment.estimates import (
     Alignment,
     gather,
@@ -145,8 +145,7 @@ def prepare_bench(config: Config) -> Bench:
     )
     if not rendered:
         raise DataError(f"{source}: all {dropped} prompts exceed data.max_prompt_tokens")
-    count = min(settings.questions, len(rendered))
-    chosen = [rendered[(2 * i + 1) * len(rendered) // (2 * count)] for i in range(count)]
+    chosen = spread(rendered, settings.questions)
     longest = max(len(prompt.ids) for prompt in chosen)
     require_context(student, "student", longest, config.rollout.max_new_tokens)
     objectives = {"objective": config.objective, **settings.objectives}

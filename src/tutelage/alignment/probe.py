@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tutelage.alignment.bench import Bench, blocks, conclude, grow, plant
+from tutelage.alignment.bench import Bench, blocks, conclude, grow, plant, spread
 from tutelage.alignment.estimates import Alignment
 from tutelage.alignment.job import candidates_of, fit_together, move_of
 from tutelage.config import Config
@@ -81,14 +81,12 @@ def make_probe(config: Config, session: Session) -> Probe | None:
     student, teacher = session.models.student, session.models.teacher
     candidates = candidates_of(config, student, teacher)
     fit_together(config, student, candidates)
-    count = min(settings.questions, len(session.held_out))
-    places = [(2 * i + 1) * len(session.held_out) // (2 * count) for i in range(count)]
     return Probe(
         Bench(
             student=student,
             candidates=candidates,
             objectives={"objective": move_of("objective", config.objective)},
-            prompts=[session.held_out[place] for place in places],
+            prompts=spread(session.held_out, settings.questions),
             verify=session.verify,
             settings=config.align.model_copy(update={"budget": settings.budget}),
             max_new_tokens=config.rollout.max_new_tokens,

@@ -7,6 +7,7 @@ from tutelage.errors import TutelageError, UsageError, did_you_mean
 
 VERBS = {
     "demo": "the main job on the embedded models, in minutes, without network",
+    "check": "is this pair worth training? a verdict with reasons, before any training",
     "plan": "resolved settings, memory and tokens of a run; touches no weights",
     "preview": "the exact tokens that both sides read of the first prompts",
     "train": "distil a teacher into a student on the student's own samples",
@@ -35,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if verb not in VERBS:
             raise UsageError(f"there is no verb {verb!r}. {did_you_mean(verb, VERBS)}")
-        import_module(f"tutelage.cli.{verb}").run(words[1:])
+        return import_module(f"tutelage.cli.{verb}").run(words[1:]) or 0
     except TutelageError as error:
         print(f"tutelage: {error}", file=sys.stderr)
         return error.exit_code
@@ -45,7 +46,6 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output closed it, as `head` does
         sys.stdout = None
         return 0
-    return 0
 
 
 def overview() -> str:

@@ -17,9 +17,7 @@ def parse(verb: Callable[..., T], words: Sequence[str]) -> T:
     return tyro.cli(verb, args=list(words), prog=_prog(verb), description=_page(verb))
 
 
-def parse_with_settings(
-    verb: Callable[..., Callable[[list[str]], None]], words: Sequence[str]
-) -> None:
+def parse_with_settings(verb: Callable[..., Callable[[list[str]], T]], words: Sequence[str]) -> T:
     """Call `verb` with its flags; what it returns gets the `--section.key value` words."""
     rest: list[str]
     call, rest = tyro.cli(
@@ -29,7 +27,7 @@ def parse_with_settings(
         description=_page(verb),
         return_unknown_args=True,
     )
-    call(rest)
+    return call(rest)
 
 
 def print_json(value: Mapping[str, Any]) -> None:

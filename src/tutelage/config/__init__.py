@@ -10,6 +10,7 @@ from tutelage.config.base import (
     tagged,
 )
 from tutelage.config.changes import CHANGEABLE_ON_RESUME, changes_on_resume
+from tutelage.config.check import CheckConfig, PromptSet
 from tutelage.config.objective import (
     ESTIMATORS_THAT_DO_NOT_DISTIL,
     JSD,
@@ -103,6 +104,7 @@ __all__ = [
     "BatchMeanBaseline",
     "Brake",
     "Bucket",
+    "CheckConfig",
     "Config",
     "ConstantSchedule",
     "CorrectnessWeight",
@@ -132,6 +134,7 @@ __all__ = [
     "Power",
     "ProbeConfig",
     "PromptFormat",
+    "PromptSet",
     "PromptWeight",
     "ReasoningGym",
     "Reference",

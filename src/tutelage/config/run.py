@@ -14,6 +14,7 @@ from pydantic import (
 
 from tutelage.config.align import AlignConfig
 from tutelage.config.base import Section, tagged
+from tutelage.config.check import CheckConfig
 from tutelage.config.objective import (
     CorrectnessWeight,
     ModelConfig,
@@ -247,6 +248,8 @@ class Config(Section):
     """When to stop."""
     align: AlignConfig = AlignConfig()
     """Gradient alignment by targeted rollouts; read by `align`."""
+    check: CheckConfig = CheckConfig()
+    """What is measured before training; read by `check`."""
     run: RunConfig = RunConfig()
     """The run itself."""
 
@@ -374,6 +377,14 @@ class Config(Section):
                     f"align.probe.policy switch_teacher: {', '.join(own)} reads a prompt of its "
                     "own, and all teachers of a run must read what the student reads"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _baseline_has_its_name(self) -> "Config":
+        if self.check.baseline is not None and "baseline" in self.align.teachers:
+            raise ValueError(
+                "align.teachers: `baseline` is the name of check.baseline; choose another name"
+            )
         return self
 
     @property

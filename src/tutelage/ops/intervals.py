@@ -34,6 +34,39 @@ def proportion_interval(values: Sequence[float]) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def difference_interval(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
+    """95 % interval for the mean of first - second, paired values in [0, 1].
+
+    Newcombe's hybrid of the two score intervals with their correlation (Statistics in Medicine
+    17:2635, 1998, method 10). Unlike a bootstrap it has a width where all values are equal.
+
+    Raises:
+        ValueError: no values, or unequally many.
+    """
+    if len(first) != len(second):
+        raise ValueError(f"paired values are needed, got {len(first)} and {len(second)}")
+    (low1, high1), (low2, high2) = proportion_interval(first), proportion_interval(second)
+    mean1, mean2 = fmean(first), fmean(second)
+    shared = _correlation(first, second)
+
+    def width(one: float, other: float) -> float:
+        return math.sqrt(max(0.0, one**2 - 2 * shared * one * other + other**2))
+
+    difference = mean1 - mean2
+    return (
+        difference - width(mean1 - low1, high2 - mean2),
+        difference + width(high1 - mean1, mean2 - low2),
+    )
+
+
+def _correlation(first: Sequence[float], second: Sequence[float]) -> float:
+    """Pearson's; 0 where either does not vary."""
+    x, y = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    x, y = x - x.mean(), y - y.mean()
+    scale = math.sqrt(float((x**2).sum() * (y**2).sum()))
+    return float((x * y).sum()) / scale if scale > 0 else 0.0
+
+
 def student_quantile(freedom: int) -> float:
     """The 97.5 % quantile of Student's t, within 0.2 % (Cornish and Fisher's expansion)."""
     if freedom == 1:
