@@ -4,7 +4,7 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tutelage.config import Config, LoRA, ModelConfig, reference_models
+from tutelage.config import Config, LocalModelConfig, LoRA, reference_models
 from tutelage.models.checkpoints import ModelFolder, open_folder
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -142,7 +142,7 @@ def lora_parameters(folder: ModelFolder, lora: LoRA) -> int:
     return total
 
 
-def _open(settings: ModelConfig, role: str, *, weights: bool = True) -> ModelFolder:
+def _open(settings: LocalModelConfig, role: str, *, weights: bool = True) -> ModelFolder:
     return open_folder(settings.path, role, settings.revision, weights=weights)
 
 

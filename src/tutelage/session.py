@@ -183,12 +183,6 @@ def _load_models(config: Config, student_path: str | None) -> Models:
     )
     if isinstance(teacher, LocalModel):
         teacher.model.requires_grad_(False)
-    for name, setting in reference_models(config.objective).items():
-        if setting != "initial" and setting.own_prompt:
-            raise UsageError(
-                f"objective.{name} reads prompts as the student does, so template, chat_template, "
-                "system_prompt and user_prompt would change nothing there; leave them out"
-            )
     references = {
         name: load_reference(setting, name, config.student, student)
         for name, setting in reference_models(config.objective).items()

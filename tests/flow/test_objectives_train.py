@@ -278,12 +278,37 @@ def test_an_unknown_preset_is_refused_with_a_suggestion(capsys):
         ({"reward": {"schedule": {"type": "anneal", "start": 3, "end": 2}}}, "must exceed start"),
         ({"target": {"type": "shift"}}, "objective.target.teacher_base is missing"),
         ({"brake": {}}, "objective.brake.coefficient is missing"),
+        ({"brake": {"coefficient": 1, "reference": "start"}}, "write {path: start}"),
     ],
 )
 def test_wrong_objectives_cannot_be_written(settings, objective, expected):
     with pytest.raises(UsageError) as caught:
         settings(objective=objective)
     assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "key", ["server", "system_prompt", "template", "chat_template", "user_prompt"]
+)
+@pytest.mark.parametrize(
+    ("section", "place"),
+    [
+        ({"brake": {"coefficient": 0.1, "reference": {"path": "r"}}}, "brake.reference"),
+        ({"target": {"type": "shift", "teacher_base": {"path": "r"}}}, "target.teacher_base"),
+        (
+            {"target": {"type": "extrapolated", "reference": {"path": "r"}}},
+            "target.reference",
+        ),
+    ],
+    ids=["brake", "shift", "extrapolated"],
+)
+def test_a_reference_is_in_process_and_reads_what_the_student_reads(settings, section, place, key):
+    part, name = place.split(".")
+    section[part][name] = {"path": "r", key: {"url": "http://127.0.0.1:1"}}
+    with pytest.raises(UsageError) as caught:
+        settings(objective=section)
+    known = "Known: attention, device, dtype, path, revision."
+    assert str(caught.value) == f"the config: objective.{place}.{key} does not exist. {known}"
 
 
 def test_k_beyond_the_vocabulary_is_refused_at_the_start(settings):

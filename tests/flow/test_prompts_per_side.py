@@ -182,12 +182,3 @@ def test_a_teachers_long_prompt_counts_against_its_context(settings):
     config = settings(teacher={"user_prompt": "{question} " * 12})
     with pytest.raises(UsageError, match="the teacher reads 64 tokens"):
         prepare(config)
-
-
-def test_a_reference_reads_what_the_student_reads(settings, gpt2_pair):
-    reference = {"path": str(gpt2_pair[1]), "system_prompt": "S"}
-    config = settings(
-        objective={"type": "full", "brake": {"coefficient": 0.1, "reference": reference}}
-    )
-    with pytest.raises(UsageError, match="would change nothing there"):
-        prepare(config)

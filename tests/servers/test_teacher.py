@@ -224,12 +224,6 @@ def test_what_a_server_cannot_say_is_refused_at_the_start_with_what_works(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_reference_is_never_served(settings):
-    reference = {"path": "r", "server": {"url": "http://127.0.0.1:1"}}
-    with pytest.raises(UsageError, match=r"brake\.reference\.server"):
-        settings(objective={"brake": {"coefficient": 0.1, "reference": reference}})
-
-
 def test_alignment_loads_its_teachers_in_process_and_says_so(settings):
     from tutelage.alignment.job import candidates_of
 

@@ -11,6 +11,14 @@ from tutelage.config.base import (
 )
 from tutelage.config.changes import CHANGEABLE_ON_RESUME, changes_on_resume
 from tutelage.config.check import CheckConfig, PromptSet
+from tutelage.config.models import (
+    LocalModelConfig,
+    LoRA,
+    ModelConfig,
+    PromptFormat,
+    Reference,
+    StudentConfig,
+)
 from tutelage.config.objective import (
     ESTIMATORS_THAT_DO_NOT_DISTIL,
     JSD,
@@ -29,17 +37,13 @@ from tutelage.config.objective import (
     ForwardKL,
     Full,
     KLBaseline,
-    LoRA,
     Mix,
-    ModelConfig,
     NoBaseline,
     Objective,
     PassRatePrompt,
     PositionWeight,
     Power,
-    PromptFormat,
     PromptWeight,
-    Reference,
     ReferenceCode,
     ReliabilityWeight,
     Renormalise,
@@ -50,7 +54,6 @@ from tutelage.config.objective import (
     Schedule,
     ShiftTarget,
     Skew,
-    StudentConfig,
     Tail,
     Target,
     TeachabilityWeight,
@@ -121,6 +124,7 @@ __all__ = [
     "GuardConfig",
     "KLBaseline",
     "LoRA",
+    "LocalModelConfig",
     "Math",
     "Mix",
     "ModelConfig",

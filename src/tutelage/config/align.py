@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
 from tutelage.config.base import Section
-from tutelage.config.objective import ForwardKL, Full, ModelConfig, Objective, ReverseKL
+from tutelage.config.models import ModelConfig
+from tutelage.config.objective import ForwardKL, Full, Objective, ReverseKL
 
 Context = Literal["answer", "demonstration", "summary", "correct_and_wrong"]
 

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from tutelage.config.base import Section
-from tutelage.config.objective import ModelConfig
+from tutelage.config.models import ModelConfig
 
 Depth = Annotated[float, Field(ge=0, lt=1)]
 

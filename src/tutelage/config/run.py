@@ -15,13 +15,12 @@ from pydantic import (
 from tutelage.config.align import AlignConfig
 from tutelage.config.base import Section, tagged
 from tutelage.config.check import CheckConfig
+from tutelage.config.models import ModelConfig, StudentConfig
 from tutelage.config.objective import (
     CorrectnessWeight,
-    ModelConfig,
     Objective,
     PassRatePrompt,
     Sampled,
-    StudentConfig,
     TopK,
     UniformPrompt,
 )
@@ -292,19 +291,6 @@ class Config(Section):
                 "teacher.server.weights: a teacher does not learn, so its server's weights stay; "
                 "leave it out"
             )
-        references = {
-            "brake.reference": getattr(self.objective.brake, "reference", None),
-            **{
-                f"target.{name}": getattr(self.objective.target, name, None)
-                for name in ("reference", "teacher_base", "student_base")
-            },
-        }
-        for name, reference in references.items():
-            if getattr(reference, "server", None) is not None:
-                raise ValueError(
-                    f"objective.{name}.server: a reference needs its whole distribution at every "
-                    "state, so it is loaded in process; leave server out"
-                )
         return self
 
     @model_validator(mode="after")

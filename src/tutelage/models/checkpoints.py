@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tutelage.config import ModelConfig
+from tutelage.config import LocalModelConfig
 from tutelage.config.base import AnySection, Section
 from tutelage.errors import ServerError, UsageError
 
@@ -229,7 +229,7 @@ def pin_revisions(config: AnySection) -> AnySection:
         TutelageError: as `locate`.
     """
 
-    def pin(place: str, model: ModelConfig) -> ModelConfig:
+    def pin(place: str, model: LocalModelConfig) -> LocalModelConfig:
         if not is_hub_id(model.path):
             return model
         folder = locate(model.path, place, model.revision)
@@ -240,13 +240,13 @@ def pin_revisions(config: AnySection) -> AnySection:
 
 def keep_revisions(config: AnySection, saved: Section) -> AnySection:
     """The settings with the commits that `saved` recorded, where they leave the commit open."""
-    recorded: dict[str, ModelConfig] = {}
+    recorded: dict[str, LocalModelConfig] = {}
 
-    def note(place: str, model: ModelConfig) -> ModelConfig:
+    def note(place: str, model: LocalModelConfig) -> LocalModelConfig:
         recorded[place] = model
         return model
 
-    def keep(place: str, model: ModelConfig) -> ModelConfig:
+    def keep(place: str, model: LocalModelConfig) -> LocalModelConfig:
         before = recorded.get(place)
         if before is None or before.path != model.path or _COMMIT.fullmatch(model.revision or ""):
             return model
@@ -257,12 +257,14 @@ def keep_revisions(config: AnySection, saved: Section) -> AnySection:
 
 
 def _with_models(
-    section: AnySection, change: Callable[[str, ModelConfig], ModelConfig], prefix: str = ""
+    section: AnySection,
+    change: Callable[[str, LocalModelConfig], LocalModelConfig],
+    prefix: str = "",
 ) -> AnySection:
     """The section with every model in it replaced by what `change` makes of (place, model)."""
 
     def changed(place: str, value: Any) -> Any:
-        if isinstance(value, ModelConfig):
+        if isinstance(value, LocalModelConfig):
             return change(place, value)
         if isinstance(value, Section):
             return _with_models(value, change, f"{place}.")

@@ -24,7 +24,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 from transformers.utils.import_utils import is_flash_attn_2_available
 
-from tutelage.config import ModelConfig, Reference, StudentConfig
+from tutelage.config import LocalModelConfig, Reference, StudentConfig
 from tutelage.errors import MachineError, UsageError
 from tutelage.models import lora
 from tutelage.models.checkpoints import open_folder
@@ -226,7 +226,7 @@ class LocalModel:
         return [decode_text(self.tokenizer, [i], special=True) for i in ids]
 
 
-def load_model(settings: ModelConfig, role: str) -> LocalModel:
+def load_model(settings: LocalModelConfig, role: str) -> LocalModel:
     """The model at `settings.path`, from safetensors, never running code from its folder.
 
     Raises:
@@ -407,7 +407,7 @@ def choose_device(name: str, role: str) -> torch.device:
     return device
 
 
-def load_tokenizer(settings: ModelConfig, role: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(settings: LocalModelConfig, role: str) -> PreTrainedTokenizerBase:
     """The tokenizer at `settings.path`.
 
     Raises:
@@ -508,7 +508,7 @@ def stop_ids(*configs: object) -> frozenset[int]:
 
 
 def stop_ids_of_folder(
-    settings: ModelConfig, role: str, tokenizer: PreTrainedTokenizerBase
+    settings: LocalModelConfig, role: str, tokenizer: PreTrainedTokenizerBase
 ) -> frozenset[int]:
     """`stop_ids` of a model whose weights are not loaded.
 
