@@ -36,6 +36,16 @@ class Question:
         """Share of judged samples that are right; None if none was judged."""
         return fmean(self.judged) if self.judged else None
 
+    @property
+    def unformatted(self) -> float | None:
+        """Share of judged samples that are wrong for want of an answer in the expected form.
+
+        They ended by themselves: what the token limit cut off is truncated, and not among them.
+        None if none was judged or the verifier expects no form.
+        """
+        judged = [r for r in self.rollouts if r.reward is not None and r.has_answer is not None]
+        return fmean(map(_is_unformatted, judged)) if judged else None
+
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
@@ -58,7 +68,8 @@ class Evaluation:
     def record(self, ks: Sequence[int] = ()) -> Record:
         """avg@n and pass@k with 95 % intervals over questions, in all and by data source.
 
-        Without a judged question there is only how many samples are unknown.
+        The share that is wrong for want of an answer is of the same samples. Without a judged
+        question there is only how many samples are unknown.
         """
         unknown = sum(rollout.reward is None for rollout in self.rollouts)
         counted: Record = {"accuracy/unknown": unknown} if unknown and self.was_judged else {}
@@ -68,6 +79,9 @@ class Evaluation:
         record: Record = {"accuracy/questions": len(self.accuracies)}
         record |= _estimate(f"accuracy/avg@{samples}", self.accuracies)
         record |= _estimate("accuracy", self.accuracies)
+        shares = [u for u in (question.unformatted for question in self.questions) if u is not None]
+        if shares:
+            record["accuracy/unformatted"] = fmean(shares)
         for k in ks:
             values = [
                 pass_at_k(round(sum(q.judged)), len(q.judged), k)
@@ -181,15 +195,26 @@ def write_questions(evaluation: Evaluation, path: Path) -> None:
                 "question": question.rollouts[0].prompt.question,
                 "answer": question.rollouts[0].prompt.answer,
                 "accuracy": question.accuracy,
-                "samples": [
-                    {"text": r.text, "reward": r.reward, "finish_reason": r.finish_reason}
-                    for r in question.rollouts
-                ],
+                **({} if question.unformatted is None else {"unformatted": question.unformatted}),
+                "samples": [_sample(rollout) for rollout in question.rollouts],
             }
         )
         for question in evaluation.questions
     ]
     replace_text(path, "".join(line + "\n" for line in lines))
+
+
+def _sample(rollout: Rollout) -> dict[str, object]:
+    sample: dict[str, object] = {
+        "text": rollout.text,
+        "reward": rollout.reward,
+        "finish_reason": rollout.finish_reason,
+    }
+    return sample if rollout.has_answer is None else sample | {"has_answer": rollout.has_answer}
+
+
+def _is_unformatted(rollout: Rollout) -> bool:
+    return rollout.reward == 0 and not rollout.has_answer and rollout.finish_reason == "stop"
 
 
 def _estimate(key: str, values: Sequence[float]) -> Record:

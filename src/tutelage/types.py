@@ -108,6 +108,9 @@ class Rollout:
     """Who sampled it."""
     reward: float | None = None
     """1 right, 0 wrong, None not verified."""
+    has_answer: bool | None = None
+    """Whether a final answer in the form that the verifier expects is there; None where it was not
+    verified or any text may be an answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

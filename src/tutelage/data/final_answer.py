@@ -30,6 +30,8 @@ class FinalAnswer(NamedTuple):
     """A formula, or the words in which the answer is to be found."""
     is_formula: bool
     """Whether all of it is the answer; else it is prose that holds one."""
+    is_marked: bool = True
+    """Whether it stands in a box, after a mark or alone; else it is the end of a longer text."""
 
 
 def final_answer(text: str) -> FinalAnswer | None:
@@ -52,7 +54,7 @@ def final_answer(text: str) -> FinalAnswer | None:
     if len(lines) == 1 and len(lines[0]) <= TAIL:
         return _read(lines[0])
     tail = _GROUPED.sub("", text.strip()[-TAIL:])
-    return FinalAnswer(tail, False) if tail else None
+    return FinalAnswer(tail, False, is_marked=False) if tail else None
 
 
 def reference_answer(answer: str) -> str:

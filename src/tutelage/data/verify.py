@@ -6,6 +6,7 @@ import inspect
 import math
 import re
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
@@ -21,11 +22,30 @@ from tutelage.errors import DataError, MachineError, UsageError
 from tutelage.types import Prompt, Rollout
 
 Verify = Callable[[Prompt, str], float | None]
+"""1 right, 0 wrong, None unknown, of a prompt and the text of a completion."""
+
+
+class Verifier(ABC):
+    """Judges completions, many at once."""
+
+    @abstractmethod
+    def many(self, pairs: Sequence[tuple[Prompt, str]]) -> list[float | None]:
+        """1 right, 0 wrong, None unknown, for each prompt and completion text."""
+
+    def has_answer(self, text: str) -> bool | None:
+        """Whether a text holds a final answer in the form that is expected; None: there is none."""
+        return None
+
+    def __call__(self, prompt: Prompt, text: str) -> float | None:
+        """The verdict on one completion."""
+        return self.many([(prompt, text)])[0]
+
+
 # A minus right after a digit or a letter is no sign: `3-4`.
 _NUMBER = re.compile(r"(?:(?<![^\W_])-)?(?:\d[\d,]*\.?\d*(?:[eE][-+]?\d+)?|\.\d+)")
 
 
-def choose_verifier(data: c.DataConfig, prompts: Sequence[Prompt]) -> Verify | None:
+def choose_verifier(data: c.DataConfig, prompts: Sequence[Prompt]) -> Verifier | None:
     """The configured verifier; prompts of reasoning-gym bring their own.
 
     Raises:
@@ -61,13 +81,20 @@ def choose_verifier(data: c.DataConfig, prompts: Sequence[Prompt]) -> Verify | N
     return verify
 
 
-def make_verifier(settings: c.Verifier) -> Verify:
-    """A function from (prompt, completion text) to 1 right, 0 wrong, None unknown."""
+def make_verifier(settings: c.Verifier) -> Verifier:
+    """The verifier of these settings.
+
+    Raises:
+        UsageError: a pattern or a function that cannot be used.
+        MachineError: an extra that is not installed.
+    """
     match settings:
         case c.Exact():
-            return lambda prompt, text: float(text.strip() == (prompt.answer or "").strip())
+            return _OneByOne(
+                lambda prompt, text: float(text.strip() == (prompt.answer or "").strip())
+            )
         case c.Numeric():
-            return _numeric
+            return _OneByOne(_numeric, lambda text: bool(_numbers(text)))
         case c.Pattern(pattern=pattern):
             try:
                 compiled = re.compile(pattern)
@@ -80,36 +107,61 @@ def make_verifier(settings: c.Verifier) -> Verify:
                     f"data.verifier.pattern {pattern!r} has {compiled.groups} groups; exactly one "
                     "must capture the answer"
                 )
-            return lambda prompt, text: _pattern(compiled, prompt, text)
+            return _OneByOne(
+                lambda prompt, text: _pattern(compiled, prompt, text),
+                lambda text: compiled.search(text) is not None,
+            )
         case c.Math():
             return MathVerifier(settings)
         case c.Function(path=path):
-            return _users_own(path)
+            return _OneByOne(_users_own(path))
         case c.ReasoningGym(threshold=threshold):
-            return lambda prompt, text: _reasoning_gym(prompt, text, threshold)
+            return _OneByOne(lambda prompt, text: _reasoning_gym(prompt, text, threshold))
 
 
 def judge(rollouts: Sequence[Rollout], verify: Verify) -> list[Rollout]:
-    """The rollouts with their rewards; many at once where the verifier can."""
+    """The rollouts with their rewards, and whether they hold an answer where that can be said."""
     pairs = [(rollout.prompt, rollout.text) for rollout in rollouts]
-    if isinstance(verify, MathVerifier):
+    if isinstance(verify, Verifier):
         rewards = verify.many(pairs)
+        answered = [verify.has_answer(text) for _, text in pairs]
     else:
         rewards = [verify(prompt, text) for prompt, text in pairs]
-    return [replace(r, reward=reward) for r, reward in zip(rollouts, rewards, strict=True)]
+        answered = [None] * len(pairs)
+    return [
+        replace(rollout, reward=reward, has_answer=has_answer)
+        for rollout, reward, has_answer in zip(rollouts, rewards, answered, strict=True)
+    ]
+
+
+class _OneByOne(Verifier):
+    """A verdict on one completion, and the form its answer must have where there is one."""
+
+    def __init__(self, verdict: Verify, has_answer: Callable[[str], bool] | None = None) -> None:
+        self.verdict, self.form = verdict, has_answer
+
+    def many(self, pairs: Sequence[tuple[Prompt, str]]) -> list[float | None]:
+        return [self.verdict(prompt, text) for prompt, text in pairs]
+
+    def has_answer(self, text: str) -> bool | None:
+        return None if self.form is None else self.form(text)
 
 
 # --- numbers and text ------------------------------------------------------------------------
 
 
 def _numeric(prompt: Prompt, text: str) -> float:
-    numbers = _NUMBER.findall(_ascii_minus(text))
+    numbers = _numbers(text)
     if not numbers:
         return 0.0
     reference = _reference(prompt)
     return float(
         abs(float(numbers[-1].replace(",", "")) - reference) <= 1e-6 * max(1, abs(reference))
     )
+
+
+def _numbers(text: str) -> list[str]:
+    return _NUMBER.findall(_ascii_minus(text))
 
 
 def _reference(prompt: Prompt) -> float:
@@ -137,7 +189,7 @@ def _pattern(compiled: re.Pattern[str], prompt: Prompt, text: str) -> float:
 # --- mathematics -----------------------------------------------------------------------------
 
 
-class MathVerifier:
+class MathVerifier(Verifier):
     """Compares final answers as mathematics, in processes that can be killed.
 
     Raises:
@@ -150,10 +202,6 @@ class MathVerifier:
                 "data.verifier math needs math-verify; pip install 'tutelage[verify]'"
             )
         self.pool = MathPool(deadline_s=settings.deadline_s, size=settings.workers)
-
-    def __call__(self, prompt: Prompt, text: str) -> float | None:
-        """The verdict on one completion."""
-        return self.many([(prompt, text)])[0]
 
     def many(self, pairs: Sequence[tuple[Prompt, str]]) -> list[float | None]:
         """The verdicts on prompts and completions, compared in parallel.
@@ -172,11 +220,16 @@ class MathVerifier:
             elif found.is_formula and same_text(reference, found.text):
                 verdicts[place] = 1.0
             else:
-                jobs[place] = Comparison(reference, *found)
+                jobs[place] = Comparison(reference, found.text, found.is_formula)
         compared = self.pool.compare(list(jobs.values()))
         for place, verdict in zip(jobs, compared, strict=True):
             verdicts[place] = verdict
         return verdicts
+
+    def has_answer(self, text: str) -> bool | None:
+        """Whether the answer is boxed, marked or all there is; an end of prose is read too."""
+        found = final_answer(text)
+        return found is not None and found.is_marked
 
 
 # --- a function of the user ------------------------------------------------------------------
