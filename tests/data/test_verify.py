@@ -1,5 +1,6 @@
 """Mathematics judged in processes that can be killed; functions of the user."""
 
+import json
 import os
 import re
 import signal
@@ -7,6 +8,8 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -15,9 +18,8 @@ from hypothesis import strategies as st
 
 from equivalents import DIFFERENT, NOT_RECOGNISED, SAME, TOO_KIND
 from tutelage.config import DataConfig, Math
-from tutelage.data import math_pool
 from tutelage.data.final_answer import TAIL, final_answer, last_box, reference_answer, same_text
-from tutelage.data.math_pool import Comparison, MathPool
+from tutelage.data.judge_pool import JudgePool
 from tutelage.data.math_worker import compare
 from tutelage.data.prompts import load_prompts
 from tutelage.data.verify import MathVerifier, choose_verifier, judge, make_verifier
@@ -190,11 +192,37 @@ def test_no_answer_is_wrong_and_no_reference_is_unknown(maths):
 # --- the pool --------------------------------------------------------------------------------
 
 
+def comparison(reference, answer, is_formula=True):
+    return json.dumps([reference, answer, is_formula]).encode()
+
+
+def math_pool(deadline_s=1.0, size=2, worker="tutelage.data.math_worker"):
+    return JudgePool(
+        worker, setting="data.verifier math", deadline_s=deadline_s, size=size, quiet=True
+    )
+
+
 @pytest.fixture
 def pool():
-    pool = MathPool(deadline_s=1.0, size=2)
+    pool = math_pool()
     yield pool
     pool.close()
+
+
+@pytest.fixture
+def worker(tmp_path, monkeypatch):
+    """A pool of two processes that run a script of the test."""
+    pools = []
+
+    def of(script, **settings):
+        (tmp_path / "worker_of_ours.py").write_text(script)
+        monkeypatch.syspath_prepend(tmp_path)
+        pools.append(math_pool(worker="worker_of_ours", **settings))
+        return pools[-1]
+
+    yield of
+    for pool in pools:
+        pool.close()
 
 
 def is_running(pid):
@@ -206,67 +234,68 @@ def is_running(pid):
 
 
 def test_a_hanging_comparison_is_killed_at_its_deadline_and_is_unknown(pool):
-    jobs = [Comparison("5", HANGS, True), *(Comparison("5", f"{i}", True) for i in range(20))]
-    assert pool.compare(jobs[1:]) == [float(i == 5) for i in range(20)]
+    jobs = [comparison("5", HANGS), *(comparison("5", f"{i}") for i in range(20))]
+    assert pool.judge(jobs[1:]) == [float(i == 5) for i in range(20)]
     before = pool.processes
     started = time.monotonic()
-    verdicts = pool.compare(jobs)
+    verdicts = pool.judge(jobs)
     took = time.monotonic() - started
     assert verdicts == [None, *(float(i == 5) for i in range(20))]
     assert 0.9 <= took < 60  # a loaded machine takes longer for a second of processor time
     assert len(pool.processes) == len(before) == 2
     assert len(set(before) - set(pool.processes)) == 1
     assert not any(is_running(pid) for pid in set(before) - set(pool.processes))
-    assert pool.compare(jobs[:1] * 3) == [None] * 3
-    assert pool.compare(jobs[1:]) == [float(i == 5) for i in range(20)]
+    assert pool.judge(jobs[:1] * 3) == [None] * 3
+    assert pool.judge(jobs[1:]) == [float(i == 5) for i in range(20)]
 
 
-def test_one_that_waits_without_computing_is_killed_by_the_clock(tmp_path, monkeypatch):
-    script = tmp_path / "worker.py"
-    script.write_text("import os, time; os.write(1, b'ready\\n'); time.sleep(1000)")
-    monkeypatch.setattr(math_pool, "_WORKER", script)
-    pool = MathPool(deadline_s=0.05, size=1)
-    assert pool.compare([Comparison("5", "5", True), Comparison("5", "6", True)]) == [None, None]
+def test_one_that_waits_without_computing_is_killed_by_the_clock(worker):
+    pool = worker(
+        "import time\n"
+        "from tutelage.data.judge_worker import serve\n"
+        "serve(lambda: lambda job: time.sleep(1000))\n",
+        deadline_s=0.05,
+        size=1,
+    )
+    assert pool.judge([b"one", b"two"]) == [None, None]
     assert len(pool.processes) == 1
-    pool.close()
 
 
-def test_a_worker_that_dies_costs_its_own_verdict_alone(pool, tmp_path, monkeypatch):
-    script = tmp_path / "worker.py"
-    script.write_text(
+def test_a_worker_that_dies_costs_its_own_verdict_alone(worker):
+    pool = worker(
         "import os\n"
         "from tutelage.data import math_worker\n"
+        "from tutelage.data.judge_worker import serve\n"
         "judge = math_worker.compare\n"
         "def compare(reference, answer, is_formula):\n"
         "    if answer == 'crash': os._exit(3)\n"
-        "    if answer == 'noise': print('1')\n"
+        "    if answer == 'noise': os.write(1, b'1'); print('1')\n"
         "    return judge(reference, answer, is_formula)\n"
         "math_worker.compare = compare\n"
-        "math_worker.main()\n"
+        "serve(math_worker.prepare)\n"
     )
-    monkeypatch.setattr(math_pool, "_WORKER", script)
     answers = ["5", "crash", "6", "noise", "5.0", "crash!", "crash"]
-    verdicts = pool.compare([Comparison("5", answer, True) for answer in answers])
+    verdicts = pool.judge([comparison("5", answer) for answer in answers])
     assert verdicts == [1, None, 0, 0, 1, 0, None]
     assert len(pool.processes) == 2
 
 
 def test_a_worker_killed_from_outside_is_replaced_without_loss(pool):
-    jobs = [Comparison("5", f"{i}", True) for i in range(10)]
-    pool.compare(jobs)
+    jobs = [comparison("5", f"{i}") for i in range(10)]
+    pool.judge(jobs)
     for pid in pool.processes:
         os.kill(pid, signal.SIGKILL)
     time.sleep(0.2)
-    assert pool.compare(jobs) == [float(i == 5) for i in range(10)]
+    assert pool.judge(jobs) == [float(i == 5) for i in range(10)]
     assert len(pool.processes) == 2
 
 
 def test_workers_start_when_needed_and_end_with_the_pool():
-    pool = MathPool(deadline_s=5.0, size=3)
+    pool = math_pool(size=3)
     assert pool.processes == []
-    assert pool.compare([]) == []
+    assert pool.judge([]) == []
     assert pool.processes == []
-    pool.compare([Comparison("5", "5", True)] * 10)  # equal jobs are one
+    pool.judge([comparison("5", "5")] * 10)  # equal jobs are one
     assert len(pool.processes) == 1
     pids = pool.processes
     del pool
@@ -284,8 +313,9 @@ def test_a_worker_is_light():
 @pytest.mark.parametrize("end", ["", "; import os, signal; os.kill(os.getpid(), signal.SIGKILL)"])
 def test_no_worker_outlives_its_run(end):
     code = (
-        "from tutelage.data.math_pool import *; pool = MathPool(deadline_s=1, size=1);"
-        f"pool.compare([Comparison('5', '5', True)]); print(pool.processes[0], flush=True){end}"
+        "from tutelage.data.judge_pool import *;"
+        "pool = JudgePool('tutelage.data.math_worker', setting='s', deadline_s=1, size=1);"
+        f"pool.start(); print(pool.processes[0], flush=True){end}"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     pid, deadline = int(said.stdout), time.monotonic() + 10
@@ -298,8 +328,8 @@ def test_threads_may_share_a_pool(pool):
     found = {}
 
     def ask(number):
-        jobs = [Comparison(str(number), str(i), True) for i in range(6)]
-        found[number] = pool.compare(jobs)
+        jobs = [comparison(str(number), str(i)) for i in range(6)]
+        found[number] = pool.judge(jobs)
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(6)]
     for thread in threads:
@@ -310,12 +340,12 @@ def test_threads_may_share_a_pool(pool):
 
 
 def test_a_fork_gets_workers_of_its_own(pool):
-    pool.compare([Comparison("5", "5.0", True)])
+    pool.judge([comparison("5", "5.0")])
     pids = pool.processes
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
-        verdicts = pool.compare([Comparison("5", "5.0", True), Comparison("5", "6", True)])
+        verdicts = pool.judge([comparison("5", "5.0"), comparison("5", "6")])
         own = not set(pool.processes) & set(pids)
         pool.close()
         os.write(writing, b"good" if own and verdicts == [1, 0] else b"bad")
@@ -324,15 +354,15 @@ def test_a_fork_gets_workers_of_its_own(pool):
     assert os.read(reading, 10) == b"good"
     os.close(reading)
     os.close(writing)
-    assert pool.compare([Comparison("5", "5.0", True)]) == [1]
+    assert pool.judge([comparison("5", "5.0")]) == [1]
     assert pool.processes == pids
 
 
-def test_a_worker_that_cannot_start_is_an_error(pool, tmp_path, monkeypatch):
-    (tmp_path / "worker.py").write_text("raise SystemExit(1)")
-    monkeypatch.setattr(math_pool, "_WORKER", tmp_path / "worker.py")
-    with pytest.raises(MachineError, match="does not start"):
-        pool.compare([Comparison("5", "5", True)])
+def test_a_worker_that_cannot_start_is_an_error(worker):
+    pool = worker("raise SystemExit(1)")
+    with pytest.raises(MachineError, match=r"does not start; see what `.* -m worker_of_ours"):
+        pool.judge([b"5"])
+    assert pool.processes == []
 
 
 def test_without_math_verify_the_extra_is_named(monkeypatch):
@@ -380,6 +410,9 @@ def test_a_batch_gives_what_its_parts_give(maths):
 @pytest.fixture
 def own(tmp_path, monkeypatch):
     (tmp_path / "grading_of_ours.py").write_text(
+        "from datetime import datetime\n"
+        "from decimal import Decimal\n"
+        "from tutelage.types import Prompt\n"
         "def contains(prompt, text):\n"
         "    return prompt.answer in text if text else None\n"
         "def half(prompt, text, weight=0.5): return weight\n"
@@ -387,6 +420,23 @@ def own(tmp_path, monkeypatch):
         "def too_much(prompt, text): return 2\n"
         "def words(prompt, text): return 'yes'\n"
         "def nan(prompt, text): return float('nan')\n"
+        "def hangs(prompt, text):\n"
+        "    while text == 'hang': pass\n"
+        "    return text == prompt.answer\n"
+        "def sleeps(prompt, text):\n"
+        "    import time\n"
+        "    return time.sleep(1000) if text == 'hang' else text == prompt.answer\n"
+        "def dies(prompt, text):\n"
+        "    import os, signal\n"
+        "    if text == 'hang': os.kill(os.getpid(), signal.SIGSEGV)\n"
+        "    return text == prompt.answer\n"
+        "def leaves(prompt, text): return exit(0) if text == 'hang' else text == prompt.answer\n"
+        "def talks(prompt, text):\n"
+        "    import os, sys\n"
+        "    print('1'); os.write(1, b'1'); os.system('echo 1')\n"
+        "    return sys.stdin.read() == '' and text == prompt.answer\n"
+        "def reads(prompt, text): return prompt == Prompt(id='p', text='?', answer='4',\n"
+        "    metadata={'when': datetime(2026, 11, 24), 'raw': b'x', 'share': Decimal('0.1')})\n"
         "def narrow(text): return 1\n"
         "number = 3\n"
     )
@@ -395,10 +445,9 @@ def own(tmp_path, monkeypatch):
     return tmp_path
 
 
-def verifier_at(path):
-    return make_verifier(
-        DataConfig(prompts="p", verifier={"type": "function", "path": path}).verifier
-    )
+def verifier_at(path, **settings):
+    function = {"type": "function", "path": path, **settings}
+    return make_verifier(DataConfig(prompts="p", verifier=function).verifier)
 
 
 @pytest.mark.parametrize("where", ["grading_of_ours", "{folder}/grading_of_ours.py"])
@@ -429,8 +478,8 @@ def test_a_users_function_that_cannot_be_had_is_known_at_the_start(own, path, ex
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("fails", "raises KeyError on prompt 'p' .*return None where it cannot be told"),
-        ("too_much", "returns 2 on prompt 'p'"),
+        ("fails", "on prompt 'p' raises KeyError: 'mark'; return None .* completion was '5'"),
+        ("too_much", "on prompt 'p' returns 2; 1 or True is right"),
         ("words", "returns 'yes'"),
         ("nan", "returns nan"),
     ],
@@ -438,6 +487,59 @@ def test_a_users_function_that_cannot_be_had_is_known_at_the_start(own, path, ex
 def test_a_users_function_that_fails_says_where(own, name, expected):
     with pytest.raises(UsageError, match=expected):
         verifier_at(f"grading_of_ours:{name}")(asked("4"), "5")
+
+
+@pytest.mark.parametrize("name", ["hangs", "sleeps", "dies", "leaves"])
+def test_a_users_function_that_hangs_or_dies_is_unknown_and_costs_no_other_verdict(own, name):
+    verify = verifier_at(f"grading_of_ours:{name}", deadline_s=0.2, workers=2)
+    texts = ["4", "hang", *map(str, range(8))]
+    for _ in range(2):
+        verdicts = verify.many([(asked("4"), text) for text in texts])
+        assert verdicts == [1, None, *(float(i == 4) for i in range(8))]
+        assert len(verify.pool.processes) == 2
+
+
+def test_what_a_users_function_prints_is_no_verdict_and_jobs_are_not_its_input(own, capfd):
+    verify = verifier_at("grading_of_ours:talks", workers=1)
+    assert verify.many([(asked("4"), text) for text in "456"]) == [1, 0, 0]
+    verify.pool.close()
+    out, err = capfd.readouterr()
+    assert (out, err.count("1")) == ("", 9)
+
+
+def test_a_users_function_gets_the_prompt_as_it_was_read(own):
+    metadata = {"when": datetime(2026, 11, 24), "raw": b"x", "share": Decimal("0.1")}
+    prompt = Prompt(id="p", text="?", answer="4", metadata=metadata)
+    assert verifier_at("grading_of_ours:reads")(prompt, "") == 1
+
+
+def test_the_first_completion_that_a_users_function_fails_on_is_named(own):
+    verify = verifier_at("grading_of_ours:fails", workers=2)
+    for _ in range(5):
+        with pytest.raises(UsageError, match="on prompt 'p0'"):
+            verify.many([(asked("4", f"p{i}"), str(i)) for i in range(10)])
+
+
+def test_processes_of_a_users_function_are_replaced_after_a_change_of_folder(own, monkeypatch):
+    monkeypatch.chdir(own)
+    verify = verifier_at("./grading_of_ours.py:hangs", deadline_s=0.2, workers=1)
+    (own / "elsewhere").mkdir()
+    monkeypatch.chdir(own / "elsewhere")
+    assert verify.many([(asked("4"), text) for text in ("hang", "4")]) == [None, 1]
+
+
+def test_a_users_module_that_ends_its_process_is_an_error(own):
+    (own / "leaving.py").write_text("import os; os._exit(1)")
+    with pytest.raises(MachineError, match=r"data\.verifier\.path .* does not start"):
+        verifier_at(f"{own}/leaving.py:f")
+
+
+def test_the_process_of_a_users_function_is_light():
+    code = (
+        "import sys, tutelage.data.function_worker, tutelage.types;"
+        "sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'numpy', 'pydantic')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_a_users_function_may_do_without_answers(own):

@@ -61,11 +61,19 @@ class Math(Section):
 
 
 class Function(Section):
-    """A function of your own: (prompt, completion text) -> 1 right, 0 wrong, None unknown."""
+    """A function of your own: (prompt, completion text) -> 1 right, 0 wrong, None unknown.
+
+    It runs in processes of its own.
+    """
 
     type: Literal["function"] = "function"
     path: str
     """package.module:name or file.py:name."""
+    deadline_s: PositiveFloat = 5.0
+    """Processor seconds after which an answer is given up and counts as unknown; ten times that by
+    the clock."""
+    workers: PositiveInt = 2
+    """Most processes that judge at once; each imports the module."""
 
 
 class ReasoningGym(Section):

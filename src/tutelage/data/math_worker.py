@@ -1,37 +1,29 @@
-"""One process that compares formulas; the pool in `math_pool.py` starts and kills it.
-
-It is run by its path and imports nothing of tutelage, so it is small and quick to replace.
-A line of JSON comes in on stdin, `[reference, answer, whether all of it is the formula,
-seconds]`; one word goes out: 1, 0 or unknown.
-"""
+"""One process that compares formulas: `[reference, answer, whether all of it is the formula]`."""
 
 import contextlib
 import json
 import logging
-import os
 import resource
-import signal
-import sys
+from collections.abc import Callable
+
+from tutelage.data.judge_worker import serve
 
 MEMORY = 4 * 1024**3
 """Bytes of address space; an expression that grows beyond them is unknown."""
 
 
-def main() -> None:
-    """Judge lines until stdin is closed."""
-    out = os.dup(1)
-    os.dup2(2, 1)  # whatever libraries print must not be taken for a verdict
+def prepare() -> Callable[[bytes], float | None]:
+    """Import math-verify, and bound the memory."""
     _limit_memory()
     logging.disable()
-    compare("1", "1", True)  # imports and compiles everything before the clock runs
-    os.write(out, b"ready\n")
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    for line in sys.stdin.buffer:
-        reference, answer, is_formula, seconds = json.loads(line)
-        signal.setitimer(signal.ITIMER_PROF, seconds)  # its signal ends the process
-        verdict = compare(reference, answer, is_formula)
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        os.write(out, {True: b"1\n", False: b"0\n", None: b"unknown\n"}[verdict])
+    compare("1", "1", True)
+    return judge
+
+
+def judge(job: bytes) -> float | None:
+    """The verdict on one comparison."""
+    verdict = compare(*json.loads(job))
+    return None if verdict is None else float(verdict)
 
 
 def compare(reference: str, answer: str, is_formula: bool) -> bool | None:
@@ -55,4 +47,4 @@ def _limit_memory() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve(prepare)

@@ -1,22 +1,19 @@
 """Is a completion right? 1 right, 0 wrong; None means it cannot be told."""
 
-import importlib
 import importlib.util
-import inspect
+import json
 import math
+import pickle
 import re
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
-from types import ModuleType
 from typing import Any, cast
 
 from tutelage import config as c
 from tutelage.data.final_answer import final_answer, reference_answer, same_text
-from tutelage.data.math_pool import Comparison, MathPool
+from tutelage.data.judge_pool import Fault, JudgePool
 from tutelage.data.sources import REASONING_GYM
 from tutelage.errors import DataError, MachineError, UsageError
 from tutelage.types import Prompt, Rollout
@@ -113,8 +110,8 @@ def make_verifier(settings: c.Verifier) -> Verifier:
             )
         case c.Math():
             return MathVerifier(settings)
-        case c.Function(path=path):
-            return _OneByOne(_users_own(path))
+        case c.Function():
+            return FunctionVerifier(settings)
         case c.ReasoningGym(threshold=threshold):
             return _OneByOne(lambda prompt, text: _reasoning_gym(prompt, text, threshold))
 
@@ -201,7 +198,13 @@ class MathVerifier(Verifier):
             raise MachineError(
                 "data.verifier math needs math-verify; pip install 'tutelage[verify]'"
             )
-        self.pool = MathPool(deadline_s=settings.deadline_s, size=settings.workers)
+        self.pool = JudgePool(
+            "tutelage.data.math_worker",
+            setting="data.verifier math",
+            deadline_s=settings.deadline_s,
+            size=settings.workers,
+            quiet=True,
+        )
 
     def many(self, pairs: Sequence[tuple[Prompt, str]]) -> list[float | None]:
         """The verdicts on prompts and completions, compared in parallel.
@@ -210,7 +213,7 @@ class MathVerifier(Verifier):
         reference that is missing or cannot be read.
         """
         verdicts: list[float | None] = [None] * len(pairs)
-        jobs: dict[int, Comparison] = {}
+        jobs: dict[int, bytes] = {}
         for place, (prompt, text) in enumerate(pairs):
             reference, found = reference_answer(prompt.answer or ""), final_answer(text)
             if not reference:
@@ -220,9 +223,10 @@ class MathVerifier(Verifier):
             elif found.is_formula and same_text(reference, found.text):
                 verdicts[place] = 1.0
             else:
-                jobs[place] = Comparison(reference, found.text, found.is_formula)
-        compared = self.pool.compare(list(jobs.values()))
+                jobs[place] = json.dumps([reference, found.text, found.is_formula]).encode()
+        compared = self.pool.judge(list(jobs.values()))
         for place, verdict in zip(jobs, compared, strict=True):
+            assert not isinstance(verdict, Fault)  # it has none to tell
             verdicts[place] = verdict
         return verdicts
 
@@ -235,72 +239,47 @@ class MathVerifier(Verifier):
 # --- a function of the user ------------------------------------------------------------------
 
 
-def _users_own(path: str) -> Verify:
-    where, _, name = path.rpartition(":")
-    setting = f"data.verifier.path {path!r}"
-    if not where or not name.isidentifier():
-        raise UsageError(f"{setting} names no function; write package.module:name or file.py:name")
-    module = _module_of(where, setting)
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise UsageError(f"{setting}: {where} has no function {name}")
-    try:
-        inspect.signature(function).bind(None, "")
-    except TypeError as error:
-        raise UsageError(
-            f"{setting} cannot be called with (prompt, text): {error}; it takes a tutelage Prompt "
-            "and the text of a completion"
-        ) from None
-    except ValueError:  # a builtin that tells no signature
-        pass
-    return lambda prompt, text: _told(function, prompt, text, setting)
+class FunctionVerifier(Verifier):
+    """A function of the user, in processes that can be killed.
 
+    Raises:
+        UsageError: it cannot be found, imported or called with (prompt, text).
+    """
 
-def _module_of(where: str, setting: str) -> ModuleType:
-    try:
-        if not where.endswith(".py"):
-            return importlib.import_module(where)
-        file = Path(where).expanduser()
-        if not file.is_file():
-            raise UsageError(f"{setting}: there is no file {where}")
-        spec = importlib.util.spec_from_file_location(f"verifier_{file.stem}", file)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # dataclasses and pickle look their module up
-        spec.loader.exec_module(module)
-    except UsageError:
-        raise
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            f"{setting}: {error}; install the package, put its folder on PYTHONPATH, or write "
-            "file.py:name"
-        ) from error
-    except Exception as error:  # whatever the user's module does on import
-        raise UsageError(
-            f"{setting}: importing {where} raises {type(error).__name__}: {error}"
-        ) from error
-    return module
-
-
-def _told(
-    function: Callable[[Prompt, str], object], prompt: Prompt, text: str, setting: str
-) -> float | None:
-    try:
-        verdict = function(prompt, text)
-    except Exception as error:  # whatever the user's function does
-        raise UsageError(
-            f"{setting} raises {type(error).__name__} on prompt {prompt.id!r} ({error}) for the "
-            f"completion {text!r:.200}; return None where it cannot be told"
-        ) from error
-    if verdict is None:
-        return None
-    if not isinstance(verdict, bool | int | float) or not 0 <= verdict <= 1:
-        raise UsageError(
-            f"{setting} returns {verdict!r:.80} on prompt {prompt.id!r}; 1 or True is right, 0 or "
-            "False wrong, a number between them partly right, None unknown"
+    def __init__(self, settings: c.Function) -> None:
+        where, _, name = settings.path.rpartition(":")
+        self.setting = f"data.verifier.path {settings.path!r}"
+        if not where or not name.isidentifier():
+            raise UsageError(
+                f"{self.setting} names no function; write package.module:name or file.py:name"
+            )
+        self.pool = JudgePool(
+            "tutelage.data.function_worker",
+            settings.path,
+            setting=self.setting,
+            deadline_s=settings.deadline_s,
+            size=settings.workers,
         )
-    return float(verdict)
+        self.pool.start()
+
+    def many(self, pairs: Sequence[tuple[Prompt, str]]) -> list[float | None]:
+        """The verdicts on prompts and completions, judged in parallel.
+
+        None is also a function that was stopped at its deadline or ended its process.
+
+        Raises:
+            UsageError: the function raises, or returns no verdict.
+        """
+        verdicts: list[float | None] = []
+        told = self.pool.judge([pickle.dumps(pair) for pair in pairs])
+        for (prompt, text), verdict in zip(pairs, told, strict=True):
+            if isinstance(verdict, Fault):
+                raise UsageError(
+                    f"{self.setting} on prompt {prompt.id!r} {verdict.told}. The completion was "
+                    f"{text!r:.200}"
+                )
+            verdicts.append(verdict)
+        return verdicts
 
 
 # --- reasoning-gym ---------------------------------------------------------------------------
