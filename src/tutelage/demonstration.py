@@ -1,4 +1,4 @@
-"""The main job on the embedded pair: look, train, evaluate, report."""
+"""The main job on the embedded pair: check, train, evaluate, report."""
 
 import json
 import time
@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from tutelage.config import (
+    AlignConfig,
+    CheckConfig,
     Config,
     DataConfig,
     EvaluationConfig,
@@ -26,23 +28,21 @@ from tutelage.config import (
 )
 from tutelage.data.render import render
 from tutelage.data.verify import make_verifier
-from tutelage.diagnose.pair import FirstLook, first_look
+from tutelage.diagnose.checking import Check, check
 from tutelage.errors import UsageError
 from tutelage.evaluation import evaluate
 from tutelage.lab.embedded import EMBEDDED_SPEC, VERIFIER, model_path
 from tutelage.models.local import load_model
 from tutelage.ops.intervals import bootstrap_interval, gap_recovery
 from tutelage.reports.page import write_report
-from tutelage.runs.directory import read_lines
+from tutelage.runs.directory import read_lines, replace_text, to_json
 from tutelage.trainer import Observer
 from tutelage.training import train
 from tutelage.types import Prompt, SamplingParams
 
-TEACHERS = ("compatible", "incompatible")
 STEPS = 120
 PROMPTS_PER_STEP = 64
 HELD_OUT = 1000
-LOOK_PROMPTS = 200
 MAX_NEW_TOKENS = 28  # a solution of seven slots has 23
 
 
@@ -52,8 +52,8 @@ class DemoResult:
 
     summary: dict[str, Any]
     """The object that `--json` prints."""
-    looks: tuple[FirstLook, ...]
-    """The first look at each teacher."""
+    check: Check
+    """What was found before training."""
 
 
 def demo(
@@ -62,7 +62,7 @@ def demo(
     output: str | Path | None = None,
     observer: Observer = lambda record: None,
 ) -> DemoResult:
-    """Look at two teachers, distil the compatible one, evaluate and write a report.
+    """Check two teachers, distil the compatible one, evaluate and write a report.
 
     Raises:
         UsageError: `output` exists.
@@ -76,12 +76,9 @@ def demo(
     )
     write_prompts(folder / "held_out.jsonl", held_out)
     (folder / "run.yaml").write_text(dump_config(config))
-
-    looks = look_at_teachers(held_out[:: HELD_OUT // LOOK_PROMPTS], seed)
-    for look in looks:
-        observer({"kind": "look", **look.to_dict()})
+    found = check(config, observer=observer)
     result = train(config, observer=observer)
-    (result.run / "check.json").write_text(json.dumps([look.to_dict() for look in looks], indent=1))
+    replace_text(result.run / "check.json", to_json(found.to_dict()))
     before, after = result.first, result.last
     teacher_rewards = judge_teacher(held_out, seed)
     teacher = fmean(teacher_rewards)
@@ -102,13 +99,13 @@ def demo(
         "overlap_mass_student_after": after["overlap/mass_student"],
         "reverse_kl_before": before["kl/reverse"],
         "reverse_kl_after": after["kl/reverse"],
-        "verdicts": {look.teacher: look.verdict for look in looks},
+        "verdicts": {look.teacher: look.verdict.word for look in found.looks},
         "seed": seed,
         "seconds": round(time.monotonic() - started, 1),
         "run_dir": str(result.run),
         "report": str(report),
     }
-    return DemoResult(summary, tuple(looks))
+    return DemoResult(summary, found)
 
 
 def demo_config(folder: Path, seed: int) -> Config:
@@ -125,21 +122,12 @@ def demo_config(folder: Path, seed: int) -> Config:
         objective=TopK(),
         optimizer=OptimizerConfig(lr=1e-3, betas=(0.9, 0.95)),
         evaluation=EvaluationConfig(every=20),
+        align=AlignConfig(
+            teachers={"incompatible": ModelConfig(path=str(model_path("incompatible")))}
+        ),
+        check=CheckConfig(budget=40_000),
         run=RunConfig(dir=str(folder / "run"), steps=STEPS, seed=seed),
     )
-
-
-def look_at_teachers(
-    prompts: Sequence[Prompt], seed: int, teachers: Sequence[str] = TEACHERS
-) -> list[FirstLook]:
-    """First looks of the embedded student at embedded teachers."""
-    student = load_model(ModelConfig(path=str(model_path("student"))), "student")
-    rendered, _ = render(prompts, student.tokenizer, PromptFormat(), 1024)
-    loaded = {
-        name: load_model(ModelConfig(path=str(model_path(name))), "teacher") for name in teachers
-    }
-    params = SamplingParams(max_new_tokens=MAX_NEW_TOKENS)
-    return first_look(student, loaded, rendered, make_verifier(VERIFIER), params, seed=seed)
 
 
 def question_rewards(run: Path, step: int) -> list[float]:

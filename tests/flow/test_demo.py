@@ -12,7 +12,6 @@ from tutelage.cli import main
 from tutelage.config import ModelConfig, PromptFormat
 from tutelage.data.render import render
 from tutelage.data.verify import make_verifier
-from tutelage.demonstration import look_at_teachers
 from tutelage.evaluation import evaluate
 from tutelage.lab.embedded import EMBEDDED_SPEC, VERIFIER, ZOO, model_path
 from tutelage.models.local import load_model
@@ -49,7 +48,7 @@ def test_the_demo_distils_the_student(demo_run):
     low, high = summary["gap_recovery_interval"]
     assert low <= summary["gap_recovery"] <= high
     assert high - low < 0.1
-    assert summary["verdicts"] == {"compatible": "promising", "incompatible": "incompatible"}
+    assert summary["verdicts"] == {"teacher": "go", "incompatible": "cold-start"}
 
 
 def test_training_prompts_hold_no_held_out_problem(demo_run):
@@ -94,16 +93,6 @@ def test_the_page_treats_model_text_as_data(demo_run, tmp_path):
     page = Path(tutelage.report([run])).read_text()
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert(1)" in page
-
-
-def test_first_look_tells_the_three_teachers_apart():
-    prompts = EMBEDDED_SPEC.task.eval_prompts(200, seed=3)
-    for seed in (0, 1, 2):
-        names = ["compatible", "incompatible", "same_data"]
-        looks = {look.teacher: look for look in look_at_teachers(prompts, seed, names)}
-        assert looks["compatible"].verdict == "promising"
-        assert looks["incompatible"].verdict == "incompatible"
-        assert looks["same_data"].verdict != "incompatible"
 
 
 def test_the_docs_claim_an_accuracy_of_every_shipped_model():

@@ -41,7 +41,7 @@ def check(
 
         settings = load_config(config, rest)
 
-        from tutelage.cli.progress import say
+        from tutelage.cli.progress import look_line, say
         from tutelage.diagnose.checking import check as run_check
         from tutelage.diagnose.summary import summary
 
@@ -49,7 +49,7 @@ def check(
             if record["kind"] == "student":
                 say(f"{record['prompt_set']}: the student has answered.")
             elif record["kind"] == "look":
-                say(f"{record['teacher']}: {record['verdict']}.")
+                say(look_line(record))
 
         found = run_check(settings, output=output, observer=tell)
         named = [] if config is None else ["-c", str(config)]

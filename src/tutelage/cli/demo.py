@@ -22,7 +22,7 @@ def demo(
 ) -> None:
     """Distil the embedded teacher into the embedded student and write a report.
 
-    Looks at a compatible and an incompatible teacher first, trains on the
+    Checks a compatible and an incompatible teacher first, trains on the
     compatible one, evaluates 1,000 held-out problems before and after. Takes about
     half a minute on two CPU cores and needs no network.
 

@@ -52,7 +52,7 @@ class Display:
             case "note":
                 self.say(f"note: {record['text']}.")
             case "look":
-                self.say(f"{record['teacher']} teacher: {record['verdict']}. {record['reason']}.")
+                self.say(look_line(record))
             case _:
                 pass
 
@@ -69,6 +69,11 @@ def say(line: str) -> None:
     """One line on stderr; model text and paths are never read as markup."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print(line, markup=False)
+
+
+def look_line(record: Record) -> str:
+    """What a check found of one teacher."""
+    return f"{record['teacher']}: {record['verdict']}. {record['reason']}."
 
 
 def _evaluation_line(record: Record) -> str:

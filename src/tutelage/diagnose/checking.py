@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -13,6 +13,7 @@ from tutelage.alignment.bench import Bench, blocks, conclude, grow, plant, sprea
 from tutelage.alignment.estimates import Alignment, plain
 from tutelage.alignment.job import candidates_of, fit_together, move_of
 from tutelage.alignment.spines import Candidate
+from tutelage.alignment.tree import Tree
 from tutelage.config import Config, Full, PromptSet, ReverseKL
 from tutelage.data.prompts import load_prompts, split_held_out
 from tutelage.data.render import render
@@ -262,8 +263,16 @@ def measure_all(setting: Setting, observer: Observer) -> Measurements:
     looks: list[Look] = []
     for candidate in setting.candidates:
         looks.append(_look(setting, candidate, answers, found, continued, own))
-        verdict = looks[-1].verdict.word
-        observer({"kind": "look", "teacher": candidate.name, "verdict": verdict})
+        verdict = looks[-1].verdict
+        observer(
+            {
+                "kind": "look",
+                "teacher": candidate.name,
+                "prompt_set": setting.name,
+                "verdict": verdict.word,
+                "reason": verdict.reasons[0].text,
+            }
+        )
     differences = {} if found is None else found.to_dict()["differences"]
     return Measurements(
         name=setting.name,
@@ -349,29 +358,22 @@ def _align(setting: Setting, drawn: Sequence[Rollout]) -> tuple[Alignment | None
             f"{setting.name}: the alignment takes the full reverse KL in place of "
             f"{config.objective.type}, which has no move at a single state"
         )
-    own = config.check
-    settings = config.align.model_copy(
-        update={
-            "budget": own.budget,
-            "questions": own.questions,
-            "samples": own.samples,
-            "spines": min(config.align.spines, own.samples),
-        }
-    )
     bench = Bench(
         student=setting.student,
         candidates=setting.candidates,
         objectives={"objective": move},
         prompts=setting.questions,
         verify=setting.verify,
-        settings=settings,
+        settings=config.align.model_copy(
+            update={"budget": config.check.budget, "samples": config.check.samples}
+        ),
         max_new_tokens=config.rollout.max_new_tokens,
         temperature=config.rollout.temperature,
         use_chat_template=config.data.use_chat_template,
         seed=config.run.seed,
     )
     try:
-        tree = plant(bench, drawn)
+        tree = _plant_within_budget(bench, drawn)
     except (DataError, UsageError) as error:  # no outcome to learn from, or too small a budget
         return None, [*notes, where + str(error)]
     records = [
@@ -380,6 +382,19 @@ def _align(setting: Setting, drawn: Sequence[Rollout]) -> tuple[Alignment | None
         for branch, record in grow(bench, tree, part)
     ]
     return conclude(bench, tree, records), notes
+
+
+def _plant_within_budget(bench: Bench, drawn: Sequence[Rollout]) -> Tree:
+    """A tree with as many spines a question as the budget allows, at least one."""
+    spines = min(bench.settings.spines, bench.settings.samples)
+    while True:
+        settings = bench.settings.model_copy(update={"spines": spines})
+        try:
+            return plant(replace(bench, settings=settings), drawn)
+        except UsageError:  # the budget is below the floor of so many
+            if spines == 1:
+                raise
+            spines //= 2
 
 
 def _continue(

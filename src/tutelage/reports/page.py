@@ -46,7 +46,7 @@ def read_story(path: Path) -> dict[str, Any]:
         "pair": f"{Path(config.student.path).name} ← {Path(config.teacher.path).name}",
         "evaluations": evaluations,
         "training": [record for record in records if record["kind"] == "train"],
-        "looks": read_json(check) if check.exists() else [],
+        "looks": read_json(check)["looks"] if check.exists() else [],
         "signals": [e for e in read_lines(run.events) if e["event"] == "signal"]
         if run.events.exists()
         else [],
