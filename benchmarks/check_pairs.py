@@ -102,10 +102,8 @@ def run_pair(task: str, seed: int, kind: str, models: Path) -> dict[str, Any]:
         ]
     before, after = (sum(values) / len(values) for values in rows)
     low, high = difference_interval(rows[1], rows[0])
-    if low > 0 and after - before >= GAIN:
-        happened = "gained"
-    else:
-        happened = "harmed" if high < 0 else "flat"
+    gained = low > 0 and after - before >= GAIN
+    happened = "gained" if gained else "harmed" if high < 0 else "flat"
     look = found.looks[0].to_dict()
     return {
         "task": task,
