@@ -202,6 +202,23 @@ def pass_rate_weights(rollouts: Sequence[Rollout]) -> Tensor:
     return w.mean_one(weights)
 
 
+def gate_weights(
+    rollouts: Sequence[Rollout], rates: Mapping[str, float | None], threshold: float
+) -> Tensor:
+    """Weight of each rollout by the teacher's pass rate on its prompt, float64 [R].
+
+    Prompts that reach the threshold share the weight of all that were judged, so that their mean
+    is 1; where none does, all of these count 0. The gate decides nothing about a prompt whose
+    rate is None, so its rollouts count 1, as they would without a gate.
+    """
+    known = [rates[rollout.prompt.id] for rollout in rollouts]
+    weights = torch.ones(len(rollouts), dtype=torch.float64)
+    judged = torch.tensor([rate is not None for rate in known], dtype=torch.bool)
+    is_open = [float(rate >= threshold) for rate in known if rate is not None]
+    weights[judged] = w.mean_one(torch.tensor(is_open, dtype=torch.float64))
+    return weights
+
+
 def mean_of_others(values: Tensor) -> Tensor:
     """The mean of all other entries; 0 for a single one."""
     return (values.sum() - values) / max(1, len(values) - 1)

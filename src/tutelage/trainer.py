@@ -27,7 +27,7 @@ from tutelage.config import (
     dump_config,
     load_config,
 )
-from tutelage.credit import pass_rate_weights
+from tutelage.credit import gate_weights, pass_rate_weights
 from tutelage.data.verify import judge
 from tutelage.errors import GuardStop, Interrupted, Preempted, UsageError
 from tutelage.evaluation import evaluate, write_questions
@@ -45,7 +45,6 @@ from tutelage.metrics import (
 from tutelage.models.checkpoints import keep_revisions, pin_revisions
 from tutelage.models.served.student import ServedStudent
 from tutelage.ops.sampling import uniforms
-from tutelage.ops.weights import mean_one
 from tutelage.publishing import STUDENT, Finished, write_student
 from tutelage.runs.checkpoints import (
     Checkpoint,
@@ -257,11 +256,12 @@ class Trainer:
                 return pass_rate_weights(rollouts)
             case TeacherGatePrompt(samples=samples, threshold=threshold):
                 rates = self.teacher_pass_rates(rollouts, samples)
-                is_open = [float(rates[r.prompt.id] >= threshold) for r in rollouts]
-                return mean_one(torch.tensor(is_open, dtype=torch.float64))
+                return gate_weights(rollouts, rates, threshold)
 
-    def teacher_pass_rates(self, rollouts: Sequence[Rollout], samples: int) -> dict[str, float]:
-        """How often the teacher itself solves each of the step's prompts."""
+    def teacher_pass_rates(
+        self, rollouts: Sequence[Rollout], samples: int
+    ) -> dict[str, float | None]:
+        """How often the teacher itself solves each of the step's prompts; None: all unknown."""
         prompts = {
             r.prompt.id: RenderedPrompt(prompt=r.prompt, ids=r.teacher_prompt_ids or r.prompt_ids)
             for r in rollouts
@@ -280,7 +280,7 @@ class Trainer:
                 seed=self.config.run.seed,
                 step=self.step,
             )
-        return {q.rollouts[0].prompt.id: q.accuracy or 0.0 for q in result.questions}
+        return {q.rollouts[0].prompt.id: q.accuracy for q in result.questions}
 
     def teacher_share(self) -> float:
         """What the reward's schedule leaves of the teacher's term at this step."""

@@ -1,6 +1,7 @@
 """Every setting of the objective runs in the loop, does something, and resumes."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -166,6 +167,20 @@ def test_the_teacher_gate_weighs_prompts_by_the_teachers_own_success(settings):
     assert (weights[~passed] == 0).all()
     if passed.any():
         assert weights.mean().item() == pytest.approx(1)
+
+
+def test_a_prompt_on_which_the_teacher_cannot_be_judged_passes_the_gate_untouched(settings):
+    config = settings(objective={"prompt_weight": {"type": "teacher_gate", "samples": 2}})
+    trainer = Trainer.start(config, lambda record: None)
+    rollouts = trainer.next_rollouts()
+    unknown = rollouts[0].prompt.id
+    trainer.session = replace(
+        trainer.session, verify=lambda prompt, text: None if prompt.id == unknown else 0.0
+    )
+    expected = [float(r.prompt.id == unknown) for r in rollouts]
+    assert trainer.prompt_weights(rollouts).tolist() == expected
+    trainer.update(rollouts)
+    assert trainer.steps[0]["grad_norm"] > 0
 
 
 # --- state sources ---------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from tutelage import config as c
 from tutelage.credit import (
     StepTokens,
     assign_credit,
+    gate_weights,
     group_advantages,
     mean_of_others,
     needed_signals,
@@ -171,6 +172,18 @@ def test_group_advantages_are_standardised_within_each_prompt():
 def test_pass_rate_weights_favour_prompts_solved_half_the_time():
     rewards = [("a", 1.0), ("a", 0.0), ("b", 1.0), ("b", 1.0), ("c", 0.0), ("c", 0.0)]
     assert pass_rate_weights([rollout(p, r) for p, r in rewards]).tolist() == [3, 3, 0, 0, 0, 0]
+
+
+def test_a_gate_decides_nothing_where_the_teachers_answers_are_unknown():
+    drawn = [rollout(name) for name in ("a", "a", "b", "c", "d")]
+    rates = {"a": 1.0, "b": 0.5, "c": 0.0, "d": None}
+    assert gate_weights(drawn, rates, 0.6).tolist() == [2, 2, 0, 0, 1]
+    without = gate_weights(drawn[:-1], rates, 0.6).tolist()
+    assert gate_weights(drawn, rates, 0.6).tolist()[:-1] == without
+    assert gate_weights(drawn, dict.fromkeys("abcd", 0.0) | {"d": None}, 0.6).tolist() == [
+        0
+    ] * 4 + [1]
+    assert gate_weights(drawn, dict.fromkeys("abcd"), 0.6).tolist() == [1] * 5
 
 
 def test_the_batch_mean_leaves_the_own_token_out():

@@ -220,7 +220,11 @@ class PassRatePrompt(Section):
 
 
 class TeacherGatePrompt(Section):
-    """Prompts that the teacher solves count, the others do not (2609.02998)."""
+    """Prompts that the teacher solves count, the others do not (2609.02998).
+
+    The gate decides nothing about a prompt on which none of the teacher's answers can be judged: it
+    counts 1, as without a gate, and the others have mean 1 among themselves.
+    """
 
     type: Literal["teacher_gate"] = "teacher_gate"
     samples: PositiveInt = 1
