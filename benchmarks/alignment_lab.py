@@ -67,6 +67,7 @@ def bench_of(teachers: Mapping[str, LocalModel], seed: int, settings: AlignConfi
     prompts, _ = render(questions, student.tokenizer, PromptFormat(), 1024)
     return Bench(
         student=student,
+        sampler=student,
         candidates=[Candidate(name=n, model=m, view=None) for n, m in teachers.items()],
         objectives={
             "objective": as_move(Full(divergence=ReverseKL())),

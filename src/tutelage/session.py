@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from tutelage.config import Config, reference_models
+from tutelage.config import Config, ModelConfig, reference_models
 from tutelage.credit import read_table
 from tutelage.data.prompts import LoadedPrompts, read_prompts, split_held_out, without
 from tutelage.data.render import render, render_one
@@ -176,13 +176,7 @@ def _load_models(config: Config, student_path: str | None) -> Models:
         seed=config.run.seed,
         checkpoint=student_path,
     )
-    teacher = (
-        load_model(config.teacher, "teacher")
-        if config.teacher.server is None
-        else load_served_teacher(config.teacher)
-    )
-    if isinstance(teacher, LocalModel):
-        teacher.model.requires_grad_(False)
+    teacher = load_teacher(config.teacher, "teacher")
     references = {
         name: load_reference(setting, name, config.student, student)
         for name, setting in reference_models(config.objective).items()
@@ -195,6 +189,19 @@ def _load_models(config: Config, student_path: str | None) -> Models:
         model.temperature = config.rollout.temperature
         model.batch_size = config.rollout.batch_size
     return Models(student=student, teacher=teacher, references=references)
+
+
+def load_teacher(settings: ModelConfig, role: str) -> Teacher:
+    """A frozen model, in process or at its server.
+
+    Raises:
+        TutelageError: as `load_model` and `load_served_teacher`.
+    """
+    if settings.server is not None:
+        return load_served_teacher(settings, role)
+    model = load_model(settings, role)
+    model.model.requires_grad_(False)
+    return model
 
 
 def model_paths(config: Config) -> dict[str, str]:

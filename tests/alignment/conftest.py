@@ -61,6 +61,7 @@ class World:
         given = {"questions": len(self.questions), "samples": 8, "spines": 4, **settings}
         return Bench(
             student=self.student,
+            sampler=self.student,
             candidates=[Candidate(name="teacher", model=self.teacher, view=None)],
             objectives=MOVES,
             prompts=self.questions,

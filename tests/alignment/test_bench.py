@@ -103,7 +103,8 @@ def test_weighted_sums_are_those_of_all_visits(world):
 
 def test_one_batch_and_one_rollout_at_a_time_count_alike(world):
     bench = world.bench(budget=2500)
-    alone = replace(bench, student=replace(bench.student, batch_size=1))
+    one_by_one = replace(bench.student, batch_size=1)
+    alone = replace(bench, student=one_by_one, sampler=one_by_one)
     tree = plant(bench)
     key = lambda record: record["unit"]  # noqa: E731
     together, apart = (sorted(run(b, tree), key=key) for b in (bench, alone))

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from helpers import read_jsonl, tiny_tokenizer
+from tutelage import check, metrics
 from tutelage import config as c
-from tutelage import metrics
 from tutelage.config import ServerConfig
 from tutelage.errors import ServerError, UsageError
 from tutelage.gradient import Models, accumulate, measure
@@ -224,17 +224,18 @@ def test_what_a_server_cannot_say_is_refused_at_the_start_with_what_works(
     assert not (tmp_path / "run").exists()
 
 
-def test_alignment_loads_its_teachers_in_process_and_says_so(settings):
-    from tutelage.alignment.job import candidates_of
-
+def test_check_loads_its_teachers_in_process_and_says_so(settings):
     server = {"url": "http://127.0.0.1:1"}
+    path = settings().teacher.path
     for tree, told in (
-        ({"teacher": {"path": "t", "server": server}}, r"teacher\.server"),
-        ({"align": {"teachers": {"x": {"path": "t", "server": server}}}}, r"align\.teachers\.x"),
+        ({"teacher": {"path": path, "server": server}}, r"teacher\.server: check"),
+        (
+            {"align": {"teachers": {"x": {"path": path, "server": server}}}},
+            r"align\.teachers\.x\.server: check",
+        ),
     ):
-        config = settings(**tree)
         with pytest.raises(UsageError, match=told):
-            candidates_of(config, prepare(settings()).models.student)
+            check(settings(**tree))
 
 
 def test_a_likely_token_beyond_the_students_rows_is_an_error_that_says_so(

@@ -13,6 +13,8 @@ import torch
 from launch import vllm_server
 
 from helpers import read_jsonl
+from tutelage.alignment.bench import conclude, grow, plant
+from tutelage.alignment.job import prepare_bench
 from tutelage.config import Config, parse_config
 from tutelage.gradient import measure
 from tutelage.lab.embedded import EMBEDDED_SPEC, VERIFIER, model_path
@@ -176,3 +178,23 @@ def test_a_student_server_started_on_another_folder_is_found_out(
     other = shutil.copytree(copy, tmp_path / "other")
     with pytest.raises(ServerError, match="after a sync"):
         train(settings(student=served_student(student_url, other), optimizer={"lr": 0.05}))
+
+
+def test_a_real_served_teacher_is_aligned_as_the_one_in_process(settings, teacher_url):
+    """Same tree, same draws: only the server's rounding can differ."""
+    found = []
+    for teacher in ({"path": str(model_path("compatible"))}, served_teacher(teacher_url)):
+        align = {"questions": 8, "spines": 2, "samples": 6, "budget": 8000, "rollouts": 4}
+        bench = prepare_bench(settings(teacher=teacher, align=align))
+        tree = plant(bench)
+        records = [{"unit": b.name, **r} for b, r in grow(bench, tree, tree.branches)]
+        found.append((tree, records, conclude(bench, tree, records, draws=100).pooled))
+    (here_tree, here_records, here), (there_tree, there_records, there) = found
+    assert there_tree.rollouts == here_tree.rollouts
+    assert there_records == here_records
+    for key, local in here.items():
+        for name in ("dot", "advantage"):
+            value = getattr(local, name).value
+            assert getattr(there[key], name).value == pytest.approx(value, abs=1e-3)
+        assert there[key].square == pytest.approx(local.square, abs=1e-3)
+        assert there[key].move_square == pytest.approx(local.move_square, abs=1e-3)

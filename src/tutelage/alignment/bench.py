@@ -7,6 +7,7 @@ from typing import Any
 
 from tutelage.alignment.branches import Branch, roll_out
 from tutelage.alignment.estimates import Alignment, estimate
+from tutelage.alignment.moves import ObjectiveMove
 from tutelage.alignment.nodes import rest_of
 from tutelage.alignment.spines import Candidate, Spine, read_by
 from tutelage.alignment.tree import Tree, design, spines_of
@@ -14,9 +15,9 @@ from tutelage.config import AlignConfig, PromptFormat
 from tutelage.data.render import render
 from tutelage.data.verify import Verify, judge
 from tutelage.errors import DataError
+from tutelage.models.base import Sampler
 from tutelage.models.compatibility import require_context
 from tutelage.models.local import LocalModel
-from tutelage.ops.alignment.moves import Move
 from tutelage.types import Prompt, RenderedPrompt, Rollout, SamplingParams
 
 _SEEDS_APART = 1_000_003
@@ -29,10 +30,12 @@ class Bench:
     """Everything an alignment works with."""
 
     student: LocalModel
-    """Who samples."""
+    """Whose policy it is."""
+    sampler: Sampler
+    """Who draws its rollouts: the student itself, or a server with its weights."""
     candidates: Sequence[Candidate]
     """Who is compared."""
-    objectives: Mapping[str, Move]
+    objectives: Mapping[str, ObjectiveMove]
     """What is compared, by name; `objective` is the run's own."""
     prompts: Sequence[RenderedPrompt]
     """The questions."""
@@ -72,7 +75,7 @@ def plant(bench: Bench, drawn: Sequence[Rollout] | None = None) -> Tree:
     samples = bench.settings.samples
     if drawn is None:
         params = SamplingParams(max_new_tokens=bench.max_new_tokens, temperature=bench.temperature)
-        natural = bench.student.sample(
+        natural = bench.sampler.sample(
             bench.prompts, params, group_size=samples, seed=bench.seed, step=NATURAL_STEP
         )
         drawn = [replace(r, reward=v) for r, v in zip(natural, bench.judge(natural), strict=True)]
@@ -136,7 +139,7 @@ def _summaries(bench: Bench, groups: Mapping[str, Sequence[Rollout]]) -> dict[st
     ]
     rendered, _ = render(asked, bench.student.tokenizer, PromptFormat(), 10**9)
     params = SamplingParams(max_new_tokens=bench.max_new_tokens, temperature=bench.temperature)
-    written = bench.student.sample(
+    written = bench.sampler.sample(
         rendered, params, group_size=1, seed=bench.seed, step=NATURAL_STEP
     )
     return {r.prompt.id: w.text for r, w in zip(solved, written, strict=True)}
@@ -183,7 +186,7 @@ def grow(
         full = sum(b.rollouts for b in batch) >= bench.student.batch_size
         if full or place == len(ordered) - 1:
             yield from roll_out(
-                bench.student,
+                bench.sampler,
                 batch,
                 nodes,
                 rests,

@@ -169,6 +169,9 @@ class Alignment:
     """By question, the teacher with the largest advantage; None where it cannot be told."""
     covered: float
     """The student's mean mass on children that were forced one by one."""
+    teacher_covered: Mapping[str, float]
+    """Each teacher's mean mass on them. Were the others told apart too, the advantage of no node
+    could move by more than the teacher's mass there."""
     tokens: int
     """Decoded tokens of targeted rollouts."""
     unknown: int
@@ -197,6 +200,7 @@ class Alignment:
                         for (name, objective), pooled in self.pooled.items()
                         if name == teacher
                     },
+                    "covered": self.teacher_covered[teacher],
                     "published_mean_cosine": plain(dict(self.published[teacher])),
                 }
                 for teacher in names
@@ -275,10 +279,23 @@ def estimate(
         objective_differences=_objective_differences(tree, nodes, seed, draws),
         best=_best(tree, nodes),
         covered=float(np.average(nodes.covered, weights=nodes.weights)),
+        teacher_covered=_teacher_covered(tree, nodes),
         tokens=sum(record["tokens"] for record in records),
         unknown=sum(record["unknown"] for record in records),
         nodes=len(nodes.states),
     )
+
+
+def _teacher_covered(tree: Tree, nodes: Nodes) -> dict[str, float]:
+    """Mean mass of every teacher on the children but the rest, over the nodes where it reads."""
+    found: dict[str, float] = {}
+    for c, teacher in enumerate(tree.teachers):
+        present = [row for row, node in enumerate(nodes.states) if not np.isnan(node.q[c]).any()]
+        states = [nodes.states[row] for row in present]
+        masses = [1 - n.q[c][-1] if n.children[-1] == REST else 1.0 for n in states]
+        if masses:
+            found[teacher] = float(np.average(masses, weights=nodes.weights[present]))
+    return found
 
 
 def _groupings(

@@ -14,7 +14,7 @@ from tutelage.alignment.estimates import (
     reliability_table,
     token_records,
 )
-from tutelage.alignment.moves import as_move
+from tutelage.alignment.moves import ObjectiveMove, as_move, require_listable
 from tutelage.alignment.spines import Candidate
 from tutelage.alignment.tree import Tree, load_tree, save_tree
 from tutelage.config import (
@@ -30,11 +30,12 @@ from tutelage.data.prompts import load_prompts
 from tutelage.data.render import render
 from tutelage.data.verify import choose_verifier
 from tutelage.errors import DataError, Interrupted, Preempted, UsageError
-from tutelage.models.base import Teacher
+from tutelage.models.base import Sampler, Teacher
 from tutelage.models.checkpoints import keep_revisions, pin_revisions
 from tutelage.models.compatibility import require_context, require_same_tokens, share_vocabulary
 from tutelage.models.local import LocalModel, load_model
-from tutelage.ops.alignment.moves import Move
+from tutelage.models.served.student import serve_student
+from tutelage.models.served.teacher import ServedTeacher
 from tutelage.ops.alignment.pooling import pool
 from tutelage.runs.directory import (
     create_run,
@@ -47,6 +48,7 @@ from tutelage.runs.directory import (
 )
 from tutelage.runs.interrupts import Interrupts
 from tutelage.runs.ledger import Ledger
+from tutelage.session import load_teacher, model_paths
 
 Observer = Callable[[dict[str, Any]], None]
 _SHOW_EVERY_S = 2.0
@@ -136,6 +138,11 @@ def prepare_bench(config: Config) -> Bench:
     student = load_model(config.student, "student")
     candidates = candidates_of(config, student)
     fit_together(config, student, candidates)
+    objectives = {"objective": config.objective, **settings.objectives}
+    moves = {name: move_of(name, o, candidates) for name, o in objectives.items()}
+    sampler: Sampler = student
+    if config.student.server is not None:
+        sampler = serve_student(config.student, student, model_paths(config))
     rendered, dropped = render(
         prompts,
         student.tokenizer,
@@ -148,11 +155,11 @@ def prepare_bench(config: Config) -> Bench:
     chosen = spread(rendered, settings.questions)
     longest = max(len(prompt.ids) for prompt in chosen)
     require_context(student, "student", longest, config.rollout.max_new_tokens)
-    objectives = {"objective": config.objective, **settings.objectives}
     return Bench(
         student=student,
+        sampler=sampler,
         candidates=candidates,
-        objectives={name: move_of(name, o) for name, o in objectives.items()},
+        objectives=moves,
         prompts=chosen,
         verify=verify,
         settings=settings,
@@ -172,27 +179,20 @@ def candidates_of(
     is the student as it was.
 
     Raises:
-        UsageError: a teacher at a server.
+        TutelageError: a teacher that cannot be loaded or reached, or has other tokens.
     """
-    own, given = config.student, config.teacher
-    loaded: dict[tuple[str, str | None, str], LocalModel] = {}
+    loaded: dict[tuple[Any, ...], Teacher] = {}
     if teacher is None:
-        loaded[own.path, own.revision, own.dtype] = student
-    elif isinstance(teacher, LocalModel):
-        loaded[given.path, given.revision, given.dtype] = teacher
+        loaded[_weights(config.student.model_copy(update={"server": None}))] = student
+    else:
+        loaded[_weights(config.teacher)] = teacher
     found: list[Candidate] = []
     for name, settings in {"teacher": config.teacher, **config.align.teachers}.items():
         role = "teacher" if name == "teacher" else f"align.teachers.{name}"
-        if settings.server is not None:
-            raise UsageError(
-                f"{role}.server: gradient alignment takes the teacher's whole distribution at its "
-                f"nodes, so it is loaded in process; leave the server out (--{role}.server null)"
-            )
-        key = (settings.path, settings.revision, settings.dtype)
+        key = _weights(settings)
         if key not in loaded:
-            loaded[key] = load_model(settings, role)
+            loaded[key] = load_teacher(settings, role)
             require_same_tokens(student.tokenizer, loaded[key].tokenizer)
-            loaded[key].model.requires_grad_(False)
         view = _view(settings)
         found.append(Candidate(name=name, model=loaded[key], view=view))
     for context in config.align.contexts:
@@ -202,17 +202,27 @@ def candidates_of(
     return found
 
 
-def move_of(name: str, objective: Objective) -> Move:
-    """The move of an objective of the settings.
+def _weights(settings: ModelConfig) -> tuple[Any, ...]:
+    """What tells whether two settings mean the same model at the same place."""
+    return settings.path, settings.revision, settings.dtype, settings.server
+
+
+def move_of(name: str, objective: Objective, candidates: Sequence[Candidate]) -> ObjectiveMove:
+    """The move of an objective of the settings, for all these teachers.
 
     Raises:
-        UsageError: it needs more than the two distributions at a state.
+        UsageError: it needs more than the two distributions at a state, or more of a teacher than
+            its server gives.
     """
+    where = "objective" if name == "objective" else f"align.objectives.{name}"
     try:
-        return as_move(objective)
+        move = as_move(objective)
     except ValueError as error:
-        where = "objective" if name == "objective" else f"align.objectives.{name}"
         raise UsageError(f"{where} has no move at a single state: {error}") from None
+    for candidate in candidates:
+        if isinstance(candidate.model, ServedTeacher):
+            require_listable(where, objective, candidate.model)
+    return move
 
 
 def _view(settings: ModelConfig) -> PromptFormat | None:
@@ -235,12 +245,14 @@ def write_results(
     found: Alignment,
     folder: Path,
 ) -> None:
-    """alignment.json, tokens.jsonl and reliability.json."""
+    """alignment.json, tokens.jsonl, and reliability.json where the teacher's entropy is known."""
     nodes = gather(tree, records, use_backup=bench.settings.backup)
     lines = token_records(tree, nodes, bench.student.tokens)
     replace_text(folder / "tokens.jsonl", "".join(to_json(line) + "\n" for line in lines))
-    table = reliability_table(nodes, tree, "teacher")
-    replace_text(folder / "reliability.json", to_json(table))
+    first = tree.teachers.index("teacher")
+    if any(node.teacher_entropies[first] is not None for node in tree.nodes):
+        table = reliability_table(nodes, tree, "teacher")
+        replace_text(folder / "reliability.json", to_json(table))
     replace_text(folder / "alignment.json", to_json({"plan": tree.plan(), **found.to_dict()}))
 
 

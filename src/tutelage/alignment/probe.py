@@ -8,8 +8,9 @@ from tutelage.alignment.estimates import Alignment
 from tutelage.alignment.job import candidates_of, fit_together, move_of
 from tutelage.config import Config
 from tutelage.errors import DataError, UsageError
-from tutelage.metrics import Record
-from tutelage.models.local import LocalModel
+from tutelage.metrics import Record, overlap_k
+from tutelage.models.base import Teacher
+from tutelage.models.served.teacher import ServedTeacher
 from tutelage.session import Session
 
 
@@ -21,7 +22,7 @@ class Probe:
     """The student as it trains, every teacher, and held-out questions."""
 
     @property
-    def external(self) -> dict[str, LocalModel]:
+    def external(self) -> dict[str, Teacher]:
         """Frozen models that may teach, by name."""
         student = self.bench.student
         return {c.name: c.model for c in self.bench.candidates if c.model is not student}
@@ -81,11 +82,16 @@ def make_probe(config: Config, session: Session) -> Probe | None:
     student, teacher = session.models.student, session.models.teacher
     candidates = candidates_of(config, student, teacher)
     fit_together(config, student, candidates)
+    for candidate in candidates:
+        if isinstance(candidate.model, ServedTeacher) and candidate.model is not teacher:
+            k = overlap_k(config.run.metrics_k, student.vocabulary)
+            candidate.model.prepare_for(config.objective, k)  # it may become the run's
     return Probe(
         Bench(
             student=student,
+            sampler=session.sampler,
             candidates=candidates,
-            objectives={"objective": move_of("objective", config.objective)},
+            objectives={"objective": move_of("objective", config.objective, candidates)},
             prompts=spread(session.held_out, settings.questions),
             verify=session.verify,
             settings=config.align.model_copy(update={"budget": settings.budget}),

@@ -8,7 +8,7 @@ import numpy as np
 
 from tutelage.config import PromptFormat
 from tutelage.data.render import render_one
-from tutelage.models.local import LocalModel
+from tutelage.models.base import Teacher
 from tutelage.ops.alignment.design import stratum_weights
 from tutelage.types import Prompt, Rollout
 
@@ -19,8 +19,8 @@ class Candidate:
 
     name: str
     """Under which results are reported."""
-    model: LocalModel
-    """Who scores; the student itself for a self-teacher."""
+    model: Teacher
+    """Who scores, in process or at a server; the student itself for a self-teacher."""
     view: PromptFormat | None
     """How it reads the question; None: the ids that the student reads."""
 

@@ -10,13 +10,13 @@ import numpy as np
 from numpy import ndarray
 
 from tutelage.alignment.branches import HALVES, Branch, settled
+from tutelage.alignment.moves import ObjectiveMove
 from tutelage.alignment.nodes import State, choose_nodes, look, move_squares, state_sizes
 from tutelage.alignment.spines import Candidate, Spine, choose_spines
 from tutelage.config import AlignConfig
 from tutelage.errors import DataError, UsageError
 from tutelage.models.local import LocalModel
 from tutelage.ops.alignment.design import allocate, depth_windows, inclusion
-from tutelage.ops.alignment.moves import Move
 from tutelage.runs.directory import replace_text, to_json
 from tutelage.runs.rollouts import rollout_from_json, rollout_to_json
 from tutelage.types import Prompt, Rollout
@@ -115,7 +115,7 @@ def spines_of(
 def design(
     student: LocalModel,
     candidates: Sequence[Candidate],
-    objectives: Mapping[str, Move],
+    objectives: Mapping[str, ObjectiveMove],
     spines: Sequence[Spine],
     groups: Sequence[Sequence[Rollout]],
     settings: AlignConfig,

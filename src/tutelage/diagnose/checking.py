@@ -42,6 +42,7 @@ from tutelage.errors import DataError, UsageError
 from tutelage.evaluation import Evaluation
 from tutelage.gradient import Models
 from tutelage.metrics import TokenTable, overlap_k
+from tutelage.models.base import Teacher
 from tutelage.models.facts import Facts, disagreements, facts_of
 from tutelage.models.local import LocalModel, load_model
 from tutelage.runs.directory import full_disk_told, replace_text, to_json
@@ -169,6 +170,7 @@ def check(
         compared = config.model_copy(
             update={"align": config.align.model_copy(update={"teachers": others})}
         )
+        _require_in_process(compared)
         loaded = load_model(config.student, "student")
         candidates = candidates_of(compared, loaded)
         fit_together(config, loaded, candidates)
@@ -244,6 +246,21 @@ class Measurements:
     """Paired differences of advantages."""
     notes: Sequence[str]
     """What could not be measured."""
+
+
+def _require_in_process(config: Config) -> None:
+    """Refuse teachers at servers.
+
+    Raises:
+        UsageError: naming the setting.
+    """
+    for name, settings in {"teacher": config.teacher, **config.align.teachers}.items():
+        if settings.server is not None:
+            role = "teacher" if name == "teacher" else f"align.teachers.{name}"
+            raise UsageError(
+                f"{role}.server: check compares whole distributions and continues answers, so it "
+                f"loads its models in process; leave the server out (--{role}.server null)"
+            )
 
 
 def measure_all(setting: Setting, observer: Observer) -> Measurements:
@@ -351,15 +368,16 @@ def _align(setting: Setting, drawn: Sequence[Rollout]) -> tuple[Alignment | None
         return None, [where + "rollout.top_p and rollout.top_k change what the student draws"]
     notes: list[str] = []
     try:
-        move = move_of("objective", config.objective)
+        move = move_of("objective", config.objective, setting.candidates)
     except UsageError:
-        move = move_of("objective", Full(divergence=ReverseKL()))
+        move = move_of("objective", Full(divergence=ReverseKL()), setting.candidates)
         notes.append(
             f"{setting.name}: the alignment takes the full reverse KL in place of "
             f"{config.objective.type}, which has no move at a single state"
         )
     bench = Bench(
         student=setting.student,
+        sampler=setting.student,
         candidates=setting.candidates,
         objectives={"objective": move},
         prompts=setting.questions,
@@ -398,7 +416,7 @@ def _plant_within_budget(bench: Bench, drawn: Sequence[Rollout]) -> Tree:
 
 
 def _continue(
-    setting: Setting, model: LocalModel, answers: Sequence[Rollout], *, as_teacher: bool
+    setting: Setting, model: Teacher, answers: Sequence[Rollout], *, as_teacher: bool
 ) -> np.ndarray:
     """Share of right continuations [answers, depths]."""
     config = setting.config
@@ -423,6 +441,7 @@ def _against_baseline(
     found = next((c for c in setting.candidates if c.name == BASELINE), None)
     if found is None or candidate.name == BASELINE:
         return None
+    assert isinstance(found.model, LocalModel)
     between = Models(student=found.model, teacher=candidate.model, references={})
     seen = views_of(candidate, answers.rollouts, setting.config.data.use_chat_template)
     apart = agree(between, seen, k)[0]

@@ -43,8 +43,9 @@ class LocalJudgement:
     head: Head
 
     def at(self, rows: slice, student: Tensor) -> Tensor:
-        """log q [n, V] of these states."""
-        return log_softmax_(self.head.logits(self.hidden[rows]))
+        """log q [n, V] of these states, in the student's precision or its own, the better one."""
+        logits = self.head.logits(self.hidden[rows])
+        return log_softmax_(logits.to(torch.promote_types(logits.dtype, student.dtype)))
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """A teacher behind a server: it says some tokens' log-probabilities, or all."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ class ServedTeacher:
             UsageError: the server cannot serve this objective.
         """
         most = self.capabilities.max_logprobs
-        if most >= self.rows and self.rows <= COMPLETE:
+        if self.gives_all:
             self.question = Question(listed=self.rows, complete=True)
             return
         require_servable(objective, self)
@@ -98,6 +98,27 @@ class ServedTeacher:
         # One more than the overlap's k, to see near ties.
         wanted = min(max(k, metrics_k + 1), self.rows)
         self.question = Question(listed=min(wanted, most), complete=False, support=support, k=k)
+
+    @property
+    def gives_all(self) -> bool:
+        """Whether the server gives every token's log-probability, and it is asked for them."""
+        return self.capabilities.max_logprobs >= self.rows and self.rows <= COMPLETE
+
+    def asked_for(self, k: int) -> "ServedTeacher":
+        """The same teacher, asked for all it can say of each state, k tokens at least.
+
+        That is the full distribution of a small vocabulary, else as many tokens as it lists, and
+        where it scores given ids the student's k as well.
+        """
+        most = min(self.capabilities.max_logprobs, self.rows)
+        if self.gives_all:
+            return replace(self, question=Question(listed=self.rows, complete=True))
+        if self.capabilities.token_ids:
+            k = min(k, self.vocabulary)
+            question = Question(listed=min(most, k), complete=False, support="union", k=k)
+        else:
+            question = Question(listed=min(most, COMPLETE), complete=False, support="teacher")
+        return replace(self, question=question)
 
     def judge(self, batch: Batch, propose: Callable[[int], Tensor]) -> "ServedJudgement":
         """Ask the server about the states of a batch.
@@ -216,31 +237,52 @@ class ServedJudgement:
             rows: which states.
             student: log p [n, V] there.
         """
-        ids, logprobs = self.ids[rows].to(student.device), self.logprobs[rows].to(student)
-        vocabulary, question = student.shape[-1], self.teacher.question
+        question = self.teacher.question
         if question.complete:
+            ids, logprobs = self.ids[rows].to(student.device), self.logprobs[rows].to(student)
             full = torch.full((len(ids), self.teacher.rows), -torch.inf).to(student)
             full.scatter_(-1, ids, logprobs)
-            return (full[:, :vocabulary] / self.teacher.temperature).log_softmax(-1)
-        if (ids >= vocabulary).any():
-            raise ServerError(
-                f"the teacher finds id {int(ids.max())} likely, and the student's vocabulary ends "
-                f"at {vocabulary - 1}: the served model is not of the student's family"
-            )
-        support, support_logprobs, mask = self._support(rows, student, ids, logprobs)
+            return (full[:, : student.shape[-1]] / self.teacher.temperature).log_softmax(-1)
+        return self.on_support(rows, student, question.support, question.k)
+
+    def on_support(self, rows: slice, student: Tensor, support: str, k: int) -> TokenScores:
+        """What the server gave of these states, for an objective's support of size k.
+
+        Where the support holds tokens of the student's, they must have been asked about, and k
+        must not exceed the question's.
+        """
+        ids, logprobs = self._listed(rows, student)
+        chosen, chosen_logprobs, mask = self._support(rows, student, support, k, ids, logprobs)
         return TokenScores(
             sampled=self.sampled[rows].to(student),
-            ids=support,
-            logprobs=support_logprobs,
+            ids=chosen,
+            logprobs=chosen_logprobs,
             mask=mask,
             likely_ids=ids,
             likely_logprobs=logprobs,
         )
 
+    def known(self, rows: slice, student: Tensor) -> tuple[Tensor, Tensor]:
+        """Ids [n, M] and log q of all tokens listed or asked about at these states."""
+        ids, logprobs = self._listed(rows, student)
+        if self.asked_ids is not None and self.asked is not None:
+            ids = torch.cat([ids, self.asked_ids[rows].to(ids)], -1)
+            logprobs = torch.cat([logprobs, self.asked[rows].to(logprobs)], -1)
+        return ids, logprobs
+
+    def _listed(self, rows: slice, student: Tensor) -> tuple[Tensor, Tensor]:
+        ids, logprobs = self.ids[rows].to(student.device), self.logprobs[rows].to(student)
+        vocabulary = student.shape[-1]
+        if (ids >= vocabulary).any():
+            raise ServerError(
+                f"the teacher finds id {int(ids.max())} likely, and the student's vocabulary ends "
+                f"at {vocabulary - 1}: the served model is not of the student's family"
+            )
+        return ids, logprobs
+
     def _support(
-        self, rows: slice, student: Tensor, ids: Tensor, logprobs: Tensor
+        self, rows: slice, student: Tensor, support: str, k: int, ids: Tensor, logprobs: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        k, support = self.teacher.question.k, self.teacher.question.support
         ids, logprobs = ids[:, :k], logprobs[:, :k]
         everything = torch.ones_like(ids, dtype=torch.bool)
         if support in ("teacher", "sampled"):
@@ -249,8 +291,8 @@ class ServedJudgement:
             return ids, logprobs, isin_rows(ids, top_k_ids(student, k))
         assert self.asked_ids is not None
         assert self.asked is not None
-        own = self.asked_ids[rows].to(ids.device)
-        own_logprobs = self.asked[rows].to(logprobs)
+        own = self.asked_ids[rows, :k].to(ids.device)
+        own_logprobs = self.asked[rows, :k].to(logprobs)
         everything = torch.ones_like(own, dtype=torch.bool)
         if support == "student":
             return own, own_logprobs, everything
@@ -292,14 +334,17 @@ def load_served_teacher(settings: ModelConfig, role: str = "teacher") -> ServedT
     return teacher
 
 
-def require_servable(objective: c.Objective, teacher: ServedTeacher) -> None:
-    """Refuse what needs more of the teacher than its server gives.
+def require_servable(
+    objective: c.Objective,
+    teacher: ServedTeacher,
+    instead: str = "use objective top_k with support teacher, or sampled",
+) -> None:
+    """Refuse what needs more of the teacher than its server gives; `instead` says what works.
 
     Raises:
         UsageError: naming the setting or the server's flag that works.
     """
     most, able = teacher.capabilities.max_logprobs, teacher.capabilities.token_ids
-    instead = "use objective top_k with support teacher, or sampled"
     if teacher.rows <= COMPLETE:
         instead = (
             f"start the server with --max-logprobs {teacher.rows} to get all of it, or {instead}"
