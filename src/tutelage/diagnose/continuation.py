@@ -104,7 +104,7 @@ def compare_continuations(
     """Both sides' shares [answers, depths], by the verdict on the student's answer and by depth."""
     found: list[Continued] = []
     for outcome, verdict in (("wrong", 0.0), ("right", 1.0)):
-        rows = np.array([answer.reward == verdict for answer in answers])
+        rows = np.array([answer.reward == verdict for answer in answers], dtype=bool)
         for column, depth in enumerate(depths):
             own, other = student[rows, column], teacher[rows, column]
             known = ~np.isnan(own) & ~np.isnan(other)
