@@ -30,7 +30,7 @@ class Verifier(ABC):
         """1 right, 0 wrong, None unknown, for each prompt and completion text."""
 
     def has_answer(self, text: str) -> bool | None:
-        """Whether a text holds a final answer in the form that is expected; None: there is none."""
+        """Whether a text holds a final answer in the expected form; None: no form is expected."""
         return None
 
     def __call__(self, prompt: Prompt, text: str) -> float | None:
@@ -47,7 +47,8 @@ def choose_verifier(data: c.DataConfig, prompts: Sequence[Prompt]) -> Verifier |
 
     Raises:
         DataError: a prompt lacks the answer that the verifier needs, or it is no number.
-        UsageError: a pattern that cannot be used, or reasoning_gym without its prompts.
+        UsageError: a pattern or function that cannot be used, or reasoning_gym without its prompts.
+        MachineError: an extra that is not installed.
     """
     settings = data.verifier
     if settings is None and data.prompts.startswith(REASONING_GYM):
