@@ -2,6 +2,7 @@
 
     python benchmarks/alignment_uses.py --output results.jsonl     # resumes where it stopped
     python benchmarks/alignment_uses.py --output results.jsonl --table
+    python benchmarks/alignment_uses.py --output results.jsonl --policies [--table]
 
 A seed decides training prompts, sampling and the questions of the alignment; the models are the
 shipped ones. Differences are paired by seed.
@@ -44,6 +45,18 @@ RUNS |= {
         {"policy": "switch_teacher", "patience": 1},
     ),
 }
+LOWER = {"policy": {"type": "lower_weight", "factor": 0.5, "floor": 0.01}, "patience": 1}
+POLICIES: dict[str, tuple[str, dict[str, Any] | None, dict[str, Any] | None]] = {
+    "incompatible, probe lowers": ("incompatible", None, LOWER),
+    "incompatible and a reward": ("incompatible", None, None),
+    "incompatible and a reward, probe lowers": ("incompatible", None, LOWER),
+    "compatible, probe widens": (
+        "compatible",
+        None,
+        {"policy": {"type": "curriculum", "start": 0.25, "widen": 0.25}, "patience": 1},
+    ),
+}
+"""Runs of `--policies`; rewards are those of groups of 4, in as many rollouts a step."""
 
 
 def settings(folder: Path, teacher: str, seed: int) -> dict[str, Any]:
@@ -95,10 +108,13 @@ def distil(run: str, seed: int, table: dict[str, Any] | None) -> dict[str, Any]:
     from tutelage.runs.directory import read_lines
     from tutelage.training import train
 
-    teacher, weight, probe = RUNS[run]
+    teacher, weight, probe = (RUNS | POLICIES)[run]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tree = settings(folder, teacher, seed)
+        if "reward" in run:
+            tree["objective"]["reward"] = {"coefficient": 1.0}
+            tree["rollout"] |= {"prompts_per_step": 16, "group_size": 4}
         if weight is not None:
             (folder / "table.json").write_text(json.dumps(table))
             tree["objective"]["weight"] = weight | {"table": str(folder / "table.json")}
@@ -219,11 +235,43 @@ def tables(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def policy_table(rows: list[dict[str, Any]]) -> str:
+    """What docs/alignment.md states of `lower_weight` and `curriculum`."""
+    found = {(row["run"], row["seed"]): row for row in rows}
+    bases = {
+        "incompatible, probe lowers": "incompatible, uniform",
+        "incompatible and a reward, probe lowers": "incompatible and a reward",
+        "compatible, probe widens": "compatible, uniform",
+    }
+    lines = []
+    for run, base in bases.items():
+        seeds = sorted(seed for name, seed in found if name == run and (base, seed) in found)
+        for name in (base, run):
+            cells = []
+            for step in (EVERY, 2 * EVERY, STEPS):
+                values = [found[name, seed]["accuracy"][str(step)] for seed in seeds]
+                mean, half = mean_interval(values)
+                cell = f"{mean:.3f} ± {half:.3f}"
+                if name == run:
+                    others = [found[base, seed]["accuracy"][str(step)] for seed in seeds]
+                    gaps = [a - b for a, b in zip(values, others, strict=True)]
+                    cell += " ({:+.3f} ± {:.3f})".format(*mean_interval(gaps))
+                cells.append(cell)
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        for key in ("next_weight", "next_window", "advantage/low", "accuracy"):
+            told = [[p.get(key) for p in found[run, seed]["probes"]] for seed in seeds]
+            if any(value is not None for of_seed in told for value in of_seed):
+                lines.append(f"  {key} {told}")
+        lines.append(f"  probe seconds {[round(found[run, s]['probe_seconds']) for s in seeds]}")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Run what is missing, or print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, nargs="+")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--policies", action="store_true", help="the runs of POLICIES alone")
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
     rows = [
@@ -233,20 +281,24 @@ def main() -> None:
         for line in path.read_text().splitlines()
     ]
     if arguments.table:
-        print(tables(rows))
+        print(policy_table(rows) if arguments.policies else tables(rows))
         return
+    chosen = [f"{teacher}, table" for teacher in TEACHERS]
+    chosen = list(POLICIES) if arguments.policies else [*chosen, *RUNS]
     import torch
 
     torch.set_num_threads(1)
     done = {(row["run"], row["seed"]): row for row in rows}
     with arguments.output[0].open("a") as stream:
         for seed in arguments.seeds:
-            for run in (*(f"{teacher}, table" for teacher in TEACHERS), *RUNS):
+            for run in chosen:
                 if (run, seed) in done:
                     continue
                 started = time.monotonic()
                 if run.endswith(", table"):
                     row = measure(run.removesuffix(", table"), seed)
+                elif (RUNS | POLICIES)[run][1] is None:
+                    row = distil(run, seed, None)
                 else:
                     table = done[f"{RUNS[run][0]}, table", seed]["table"]
                     open_gate = run.endswith(", gate") and min(map(min, table["weights"])) > 0

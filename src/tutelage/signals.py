@@ -73,10 +73,21 @@ def length(records: Records, factor: float, window: int) -> Signal | None:
     )
 
 
+def of_probes(probes: Records, patience: int) -> Signal | None:
+    """What the probes of a run say of its teacher, or of its student."""
+    return exhausted(probes, patience) or collapsed(probes, patience)
+
+
 def exhausted(probes: Records, patience: int) -> Signal | None:
-    """The last `patience` probes of the present teacher found no advantage above 0."""
+    """The last `patience` probes of the present teacher found no advantage above 0.
+
+    Probes on other prompts than the present ones, under a curriculum, do not count. One without
+    outcome signal, where every rollout was right or every one wrong, says nothing either way.
+    """
     last = probes[-patience:]
-    if len(last) < patience or len({record["alignment/teacher"] for record in last}) > 1:
+    if len(last) < patience:
+        return None
+    if len({(record["alignment/teacher"], record.get("alignment/window")) for record in last}) > 1:
         return None
     if any("alignment/advantage/low" not in r or r["alignment/advantage/low"] > 0 for r in last):
         return None
@@ -91,6 +102,27 @@ def exhausted(probes: Records, patience: int) -> Signal | None:
         ),
         advice="its choices no longer lead to more right answers: stop here, or change the "
         "teacher or its context",
+    )
+
+
+def collapsed(probes: Records, patience: int) -> Signal | None:
+    """All rollouts of the last `patience` probes were wrong, and before that some were right."""
+    last, before = probes[-patience:], probes[:-patience]
+    if len(last) < patience or any(record.get("alignment/accuracy") != 0 for record in last):
+        return None
+    solved = [record for record in before if record.get("alignment/accuracy", 0) > 0]
+    if not solved:
+        return None
+    then = solved[-1]
+    return Signal(
+        name="student_collapsed",
+        severity="warning",
+        evidence=(
+            f"every natural rollout was wrong in {patience} probes in a row, and "
+            f"{then['alignment/accuracy']:.0%} of them were right at step {then['step']}"
+        ),
+        advice=f"nothing can be measured on a student that is never right: go back to step "
+        f"{then['step']} with another teacher, a lower optimizer.lr or an objective.brake",
     )
 
 

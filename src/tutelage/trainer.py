@@ -13,14 +13,22 @@ import torch
 from torch import Tensor
 
 from tutelage import signals
-from tutelage.alignment.probe import best_teacher, make_probe
+from tutelage.alignment.curriculum import Curriculum
+from tutelage.alignment.estimates import Alignment
+from tutelage.alignment.probe import Probe, best_teacher, make_probe
 from tutelage.config import (
     CHANGEABLE_ON_RESUME,
     AnnealSchedule,
     Config,
+    CurriculumPolicy,
+    LowerWeightPolicy,
     OptimizerConfig,
     PassRatePrompt,
+    ProbeConfig,
+    ProbePolicy,
     RetireSchedule,
+    StopPolicy,
+    SwitchTeacherPolicy,
     TeacherGatePrompt,
     UniformPrompt,
     changes_on_resume,
@@ -105,6 +113,13 @@ class Trainer:
         self.probe = make_probe(config, session)
         self.probes: list[Record] = []
         self.teacher = "teacher"
+        self.teacher_weight = 1.0
+        policy = config.align.probe.policy if config.align.probe is not None else None
+        self.curriculum = (
+            Curriculum.of(policy, session.prompts, config.rollout.prompts_per_step)
+            if isinstance(policy, CurriculumPolicy)
+            else None
+        )
         self.saved: int | None = None
 
     @classmethod
@@ -163,8 +178,13 @@ class Trainer:
     def prompts_of(self, step: int) -> list[RenderedPrompt]:
         """The prompts of a step: every epoch walks them all in an order of its own."""
         prompts, count = self.session.prompts, self.config.rollout.prompts_per_step
+        key: tuple[int, ...] = ()
+        if self.curriculum is not None:
+            window, since = self.curriculum.window(self.probes)
+            prompts, step, key = self.curriculum.prompts[:window], step - since, (window,)
         epoch, place = divmod(step, len(prompts) // count)
-        order = np.random.default_rng([self.config.run.seed, epoch]).permutation(len(prompts))
+        rng = np.random.default_rng([self.config.run.seed, epoch, *key])
+        order = rng.permutation(len(prompts))
         return [prompts[i] for i in order[place * count : (place + 1) * count]]
 
     def sample(self, prompts: Sequence[RenderedPrompt], step: int) -> list[Rollout]:
@@ -283,6 +303,10 @@ class Trainer:
         return {q.rollouts[0].prompt.id: q.accuracy for q in result.questions}
 
     def teacher_share(self) -> float:
+        """What the reward's schedule and the probes leave of the teacher's term at this step."""
+        return self.teacher_weight * self.scheduled_share()
+
+    def scheduled_share(self) -> float:
         """What the reward's schedule leaves of the teacher's term at this step."""
         reward = self.config.objective.reward
         match reward.schedule if reward is not None else None:
@@ -424,31 +448,69 @@ class Trainer:
 
     # --- probing -----------------------------------------------------------------------------
 
-    def probe_teacher(self) -> bool:
-        """A small alignment, its record, and what the policy makes of it: whether to stop."""
+    def probe_teacher(self) -> str | None:
+        """A small alignment where one is due; the signal that ends the run, if its policy says so.
+
+        Asked again at the same step, after a resume, it answers alike.
+        """
         settings = self.config.align.probe
         if self.probe is None or settings is None or self.step % settings.every:
-            return False
-        if any(record["step"] == self.step for record in self.probes):
-            return False
+            return None
+        if not any(record["step"] == self.step for record in self.probes):
+            self.take_probe(self.probe, settings)
+        signal = signals.of_probes(self.probes, settings.patience)
+        return signal.name if signal and isinstance(settings.policy, StopPolicy) else None
+
+    def take_probe(self, probe: Probe, settings: ProbeConfig) -> None:
+        """A probe, its record, and what the policy makes of it."""
         started = time.monotonic()
-        record, found = self.probe(self.step, self.teacher)
-        record = {"kind": "probe", "step": self.step, **record}
-        signal = signals.exhausted([*self.probes, record], settings.patience)
-        if signal is not None and found is not None and settings.policy == "switch_teacher":
-            others = [name for name in self.probe.external if name != self.teacher]
-            self.use_teacher(best_teacher(found, others) or self.teacher)
-        record["alignment/next_teacher"] = self.teacher
+        record: Record = {"kind": "probe", "step": self.step}
+        if (curriculum := self.curriculum) is not None:
+            window, _ = curriculum.window(self.probes)
+            record["alignment/window"] = window
+            told, found = probe(self.step, self.teacher, lambda p: curriculum.fits(p, window))
+        else:
+            told, found = probe(self.step, self.teacher)
+        record |= told
+        signal = signals.of_probes([*self.probes, record], settings.patience)
+        exhausted = signal is not None and signal.name == "teacher_exhausted"
+        done = self.react(settings.policy, record, exhausted, found)
         record["perf/probe_s"] = time.monotonic() - started
         self.log(record)
-        if signal is None:
-            return False
-        changed = record["alignment/teacher"] != self.teacher
-        told = {"step": self.step, "name": signal.name, "evidence": signal.evidence}
-        told["advice"] = f"went on with {self.teacher}" if changed else signal.advice
-        self.run.log_event("signal", **told, severity="warning")
-        self.observer({"kind": "signal", **told})
-        return settings.policy == "stop"
+        if signal is not None:
+            event = {"step": self.step, "name": signal.name, "evidence": signal.evidence}
+            event["advice"] = f"went on with {done}" if done else signal.advice
+            self.run.log_event("signal", **event, severity="warning")
+            self.observer({"kind": "signal", **event})
+        elif done:
+            self.run.log_event("probe", step=self.step, text=f"went on with {done}")
+            self.observer({"kind": "note", "text": f"step {self.step}: went on with {done}"})
+
+    def react(
+        self, policy: ProbePolicy, record: Record, exhausted: bool, found: Alignment | None
+    ) -> str | None:
+        """What goes on from here, added to the record; what of it is new, in words."""
+        done = None
+        if exhausted and isinstance(policy, SwitchTeacherPolicy) and found and self.probe:
+            others = [name for name in self.probe.external if name != self.teacher]
+            if better := best_teacher(found, others):
+                self.use_teacher(better)
+                done = better
+        record["alignment/next_teacher"] = self.teacher
+        if isinstance(policy, LowerWeightPolicy):
+            lower = max(policy.floor, policy.factor * self.teacher_weight)
+            if exhausted and lower < self.teacher_weight:
+                self.teacher_weight = lower
+                done = f"the teacher's term at {lower:.3g} of its weight"
+            record["alignment/next_weight"] = self.teacher_weight
+        if self.curriculum is not None:
+            window = record["alignment/window"]
+            if exhausted or record.get("alignment/accuracy") == 1:
+                wider = self.curriculum.wider(window)
+                done = f"the easiest {wider} prompts" if wider > window else None
+                window = wider
+            record["alignment/next_window"] = window
+        return done
 
     def use_teacher(self, name: str) -> None:
         """Train towards another of the probed teachers from now on."""
@@ -543,6 +605,7 @@ class Trainer:
         self.probes = [record for record in records if record["kind"] == "probe"]
         if self.probes:
             self.use_teacher(self.probes[-1]["alignment/next_teacher"])
+            self.teacher_weight = self.probes[-1].get("alignment/next_weight", 1.0)
         self.run.log_event(
             "resume",
             step=self.step,

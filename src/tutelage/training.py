@@ -22,7 +22,8 @@ class TrainResult:
     run: Path
     """Its directory."""
     outcome: str
-    """finished, early_stop, teacher_exhausted or time_limit."""
+    """finished, early_stop, time_limit, or the signal at which `align.probe` stopped:
+    teacher_exhausted or student_collapsed."""
     step: int
     """Optimizer steps taken."""
     checkpoint: Path
@@ -82,9 +83,9 @@ def run_steps(trainer: Trainer, interrupts: Interrupts) -> str:
     if trainer.step == 0:
         trainer.evaluate()
         trainer.heed(interrupts)
-        if trainer.probe_teacher():
-            trainer.save()
-            return "teacher_exhausted"
+    if outcome := trainer.probe_teacher():  # also one that a stop came before
+        trainer.save()
+        return outcome
     outcome = "finished"
     while trainer.step < config.run.steps:
         rollouts = trainer.next_rollouts()
@@ -96,12 +97,12 @@ def run_steps(trainer: Trainer, interrupts: Interrupts) -> str:
         # An evaluation goes before the checkpoint of its step, which keeps what it found.
         if trainer.due(config.evaluation.every) or trainer.step == config.run.steps:
             trainer.evaluate()
-        exhausted = trainer.probe_teacher()
+        probed = trainer.probe_teacher()
         if trainer.due(config.run.save_every) and trainer.applied:
             trainer.save()
         trainer.heed(interrupts)
-        if exhausted:
-            outcome = "teacher_exhausted"
+        if probed:
+            outcome = probed
             break
         if trainer.stalled():
             outcome = "early_stop"

@@ -1,17 +1,19 @@
 """A small alignment while a student trains: does its teacher still help?"""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from tutelage.alignment.bench import Bench, blocks, conclude, grow, plant, spread
 from tutelage.alignment.estimates import Alignment
 from tutelage.alignment.job import candidates_of, fit_together, move_of
+from tutelage.alignment.tree import NoSignal
 from tutelage.config import Config
 from tutelage.errors import DataError, UsageError
 from tutelage.metrics import Record, overlap_k
 from tutelage.models.base import Teacher
 from tutelage.models.served.teacher import ServedTeacher
 from tutelage.session import Session
+from tutelage.types import RenderedPrompt
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,9 @@ class Probe:
     """Probes of one run; each draws afresh."""
 
     bench: Bench
-    """The student as it trains, every teacher, and held-out questions."""
+    """The student as it trains, every teacher, and all held-out questions."""
+    questions: int
+    """How many of them a probe takes."""
 
     @property
     def external(self) -> dict[str, Teacher]:
@@ -27,23 +31,40 @@ class Probe:
         student = self.bench.student
         return {c.name: c.model for c in self.bench.candidates if c.model is not student}
 
-    def __call__(self, step: int, teacher: str) -> tuple[Record, Alignment | None]:
+    def __call__(
+        self,
+        step: int,
+        teacher: str,
+        fits: Callable[[RenderedPrompt], bool] = lambda prompt: True,
+    ) -> tuple[Record, Alignment | None]:
         """What a probe says of the present teacher after `step` steps, and of all of them.
 
         A record without numbers tells that the student is right, or wrong, everywhere, or that
         its completions have become too long for the budget.
+
+        Args:
+            step: optimizer steps taken.
+            teacher: name of the present teacher.
+            fits: which of the held-out questions may be asked.
 
         Raises:
             UsageError: the budget is too small before training.
         """
         told: Record = {"alignment/teacher": teacher}
         bench = self.bench.at(step)
+        pool = [prompt for prompt in bench.prompts if fits(prompt)]
+        if not pool:
+            return told | {"alignment/note": "no held-out question is as easy as the window"}, None
+        bench = replace(bench, prompts=spread(pool, self.questions))
         try:
             tree = plant(bench)
         except (DataError, UsageError) as error:
             if isinstance(error, UsageError) and step == 0:
                 raise
+            if isinstance(error, NoSignal):
+                told["alignment/accuracy"] = error.accuracy
             return told | {"alignment/note": str(error)}, None
+        told["alignment/accuracy"] = tree.accuracy
         records = [
             {"unit": branch.name, **record}
             for part in blocks(tree, bench.student.batch_size)
@@ -87,19 +108,20 @@ def make_probe(config: Config, session: Session) -> Probe | None:
             k = overlap_k(config.run.metrics_k, student.vocabulary)
             candidate.model.prepare_for(config.objective, k)  # it may become the run's
     return Probe(
-        Bench(
+        bench=Bench(
             student=student,
             sampler=session.sampler,
             candidates=candidates,
             objectives={"objective": move_of("objective", config.objective, candidates)},
-            prompts=spread(session.held_out, settings.questions),
+            prompts=session.held_out,
             verify=session.verify,
             settings=config.align.model_copy(update={"budget": settings.budget}),
             max_new_tokens=config.rollout.max_new_tokens,
             temperature=config.rollout.temperature,
             use_chat_template=config.data.use_chat_template,
             seed=config.run.seed,
-        )
+        ),
+        questions=settings.questions,
     )
 
 

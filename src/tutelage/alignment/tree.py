@@ -21,6 +21,16 @@ from tutelage.runs.directory import replace_text, to_json
 from tutelage.runs.rollouts import rollout_from_json, rollout_to_json
 from tutelage.types import Prompt, Rollout
 
+
+class NoSignal(DataError):
+    """Every natural rollout got the same verdict."""
+
+    def __init__(self, message: str, accuracy: float) -> None:
+        super().__init__(message)
+        self.accuracy = accuracy
+        """1.0 where all were right, 0.0 where all were wrong."""
+
+
 Judge = Callable[[Sequence[Rollout]], list[float | None]]
 
 
@@ -48,6 +58,12 @@ class Tree:
     """Tokens they took."""
     expected_tokens: float
     """Tokens the branches are expected to take."""
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right natural rollouts, the mean over questions."""
+        questions = {spine.question for spine in self.spines.values()}
+        return sum(s.weight for s in self.spines.values() if s.right) / len(questions)
 
     @property
     def branches(self) -> list[Branch]:
@@ -94,7 +110,8 @@ def spines_of(
     """The spines of every question, with their weights.
 
     Raises:
-        DataError: nothing could be judged, or every rollout got the same verdict.
+        DataError: nothing could be judged.
+        NoSignal: every rollout got the same verdict.
     """
     verdicts = [r.reward for group in groups for r in group if r.reward is not None]
     if not verdicts:
@@ -103,10 +120,11 @@ def spines_of(
         )
     if len(set(verdicts)) == 1:
         verdict = "right" if verdicts[0] else "wrong"
-        raise DataError(
+        raise NoSignal(
             f"all {len(verdicts)} natural rollouts were judged {verdict}, so no token can be told "
             f"to help; choose {'harder' if verdicts[0] else 'easier'} questions, or check "
-            "data.verifier"
+            "data.verifier",
+            accuracy=verdicts[0],
         )
     rng = np.random.default_rng([seed, 1])
     return [chosen for group in groups for chosen in choose_spines(group, count, rng)]

@@ -4,7 +4,17 @@ Defaults are the recommended values. A key that does not exist, a value out of
 range or a combination that cannot be right is a `UsageError` naming the field.
 """
 
-from tutelage.config.align import CONTEXTS, AlignConfig, ProbeConfig
+from tutelage.config.align import (
+    CONTEXTS,
+    AlignConfig,
+    CurriculumPolicy,
+    LowerWeightPolicy,
+    ProbeConfig,
+    ProbePolicy,
+    StopPolicy,
+    SwitchTeacherPolicy,
+    WarnPolicy,
+)
 from tutelage.config.base import (
     Section,
     tagged,
@@ -111,6 +121,7 @@ __all__ = [
     "Config",
     "ConstantSchedule",
     "CorrectnessWeight",
+    "CurriculumPolicy",
     "DataConfig",
     "Divergence",
     "Drop",
@@ -125,6 +136,7 @@ __all__ = [
     "KLBaseline",
     "LoRA",
     "LocalModelConfig",
+    "LowerWeightPolicy",
     "Math",
     "Mix",
     "ModelConfig",
@@ -137,6 +149,7 @@ __all__ = [
     "PositionWeight",
     "Power",
     "ProbeConfig",
+    "ProbePolicy",
     "PromptFormat",
     "PromptSet",
     "PromptWeight",
@@ -156,7 +169,9 @@ __all__ = [
     "ServerConfig",
     "ShiftTarget",
     "Skew",
+    "StopPolicy",
     "StudentConfig",
+    "SwitchTeacherPolicy",
     "Tail",
     "Target",
     "TeachabilityWeight",
@@ -169,6 +184,7 @@ __all__ = [
     "UniformPrompt",
     "UniformWeight",
     "Verifier",
+    "WarnPolicy",
     "changes_on_resume",
     "config_keys",
     "dump_config",

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import Discriminator, Field, NonNegativeFloat, PositiveInt, model_validator
 
-from tutelage.config.base import Section
+from tutelage.config.base import Section, tagged
 from tutelage.config.models import ModelConfig
 from tutelage.config.objective import ForwardKL, Full, Objective, ReverseKL
 
@@ -22,6 +22,58 @@ CONTEXTS: dict[Context, str] = {
 """What a self-teacher reads; `{correct}` and `{wrong}` are other rollouts of the student."""
 
 
+class WarnPolicy(Section):
+    """Say so, and go on."""
+
+    type: Literal["warn"] = "warn"
+
+
+class StopPolicy(Section):
+    """The run ends."""
+
+    type: Literal["stop"] = "stop"
+
+
+class SwitchTeacherPolicy(Section):
+    """Go on with the teacher of align.teachers whose advantage is largest and above 0, if any."""
+
+    type: Literal["switch_teacher"] = "switch_teacher"
+
+
+class LowerWeightPolicy(Section):
+    """The teacher's term of the loss counts less, each time anew."""
+
+    type: Literal["lower_weight"] = "lower_weight"
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """What is left of its weight each time."""
+    floor: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Least weight."""
+
+
+class CurriculumPolicy(Section):
+    """Train and probe on the easiest prompts, then on harder ones too.
+
+    More join where the teacher's advantage is gone, or nothing is wrong any more.
+    """
+
+    type: Literal["curriculum"] = "curriculum"
+    by: str = "prompt_tokens"
+    """What orders prompts from easy to hard: their length in tokens, or a column of numbers."""
+    start: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    """Share of the prompts at the beginning."""
+    widen: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """Share that joins each time."""
+
+
+ProbePolicy = Annotated[
+    Annotated[
+        WarnPolicy | StopPolicy | SwitchTeacherPolicy | LowerWeightPolicy | CurriculumPolicy,
+        Discriminator("type"),
+    ],
+    tagged(),
+]
+
+
 class ProbeConfig(Section):
     """A small alignment now and then while a student trains."""
 
@@ -33,9 +85,8 @@ class ProbeConfig(Section):
     """Most decoded tokens of a probe."""
     patience: PositiveInt = 1
     """Probes in a row, of a teacher whose advantage is not above 0, until the policy acts."""
-    policy: Literal["warn", "stop", "switch_teacher"] = "warn"
-    """What then happens: a warning, the end of the run, or a change to the teacher of
-    align.teachers with the largest advantage above 0 (and a warning where none has one)."""
+    policy: ProbePolicy = WarnPolicy()
+    """What then happens besides the warning."""
 
 
 class AlignConfig(Section):

@@ -360,7 +360,7 @@ class Config(Section):
                 "rollouts; leave rollout.top_p 1 and rollout.top_k 0"
             )
         others = self.align.teachers
-        if probe.policy == "switch_teacher":
+        if probe.policy.type == "switch_teacher":
             if not others:
                 raise ValueError(
                     "align.probe.policy switch_teacher needs another teacher in align.teachers"
