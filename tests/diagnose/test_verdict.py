@@ -43,6 +43,9 @@ GOOD = Evidence(
         ("change-prompts", {"truncated": 0.9}),
         ("change-prompts", {"student": Measured(0.99, 0.97, 1.0)}),
         ("change-prompts", {"stop_mass_teacher": 1e-6}),
+        # A solved question set is no excuse for a teacher that knows less.
+        ("different-teacher", {"student": Measured(0.99, 0.97, 1.0), "gap": WORSE}),
+        ("different-teacher", {"gap": WORSE}),
     ],
 )
 def test_each_kind_of_evidence_has_its_verdict(word, changes):

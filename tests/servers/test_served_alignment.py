@@ -14,6 +14,7 @@ from tutelage.alignment.job import prepare_bench
 from tutelage.alignment.nodes import REST, look
 from tutelage.config import ModelConfig, parse_config
 from tutelage.data.collate import collate
+from tutelage.diagnose.checking import check
 from tutelage.errors import UsageError
 from tutelage.lab.embedded import EMBEDDED_SPEC, VERIFIER, model_path
 from tutelage.models.local import load_model
@@ -260,3 +261,23 @@ def test_a_probe_switches_to_a_teacher_at_a_server_and_a_resumed_run_agrees(
     assert probes[0][0]["alignment/next_teacher"] == "good"
     trained = [[r["loss"] for r in part if r["kind"] == "train"] for part in records]
     assert trained[0] == trained[1]
+
+
+def test_check_judges_a_served_teacher_as_the_model_in_process(settings, teacher):
+    small = {"questions": 12, "samples": 3, "continued": 4, "continuations": 2, "budget": 8000}
+    local, served = (
+        check(settings(check=small, objective=objective, **where)).looks[0]
+        for objective, where in (
+            (FROM_A_LIST, {}),
+            (FROM_A_LIST, {"teacher": teacher(max_logprobs=40)}),
+        )
+    )
+    assert served.verdict.word == local.verdict.word
+    assert served.capability["accuracy"] == pytest.approx(local.capability["accuracy"])
+    assert served.agreement["overlap/mass_student"] == pytest.approx(
+        local.agreement["overlap/mass_student"], abs=1e-4
+    )
+    assert [part.teacher for part in served.rescue] == [part.teacher for part in local.rescue]
+    assert served.alignment["advantage"]["value"] == pytest.approx(
+        local.alignment["advantage"]["value"], abs=1e-3
+    )

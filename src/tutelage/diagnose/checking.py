@@ -45,6 +45,7 @@ from tutelage.metrics import TokenTable, overlap_k
 from tutelage.models.base import Teacher
 from tutelage.models.facts import Facts, disagreements, facts_of
 from tutelage.models.local import LocalModel, load_model
+from tutelage.models.served.teacher import ServedTeacher
 from tutelage.runs.directory import full_disk_told, replace_text, to_json
 from tutelage.signals import Signal
 from tutelage.types import RenderedPrompt, Rollout, SamplingParams
@@ -170,10 +171,13 @@ def check(
         compared = config.model_copy(
             update={"align": config.align.model_copy(update={"teachers": others})}
         )
-        _require_in_process(compared)
         loaded = load_model(config.student, "student")
         candidates = candidates_of(compared, loaded)
         fit_together(config, loaded, candidates)
+        k = overlap_k(config.run.metrics_k, loaded.vocabulary)
+        for candidate in candidates:
+            if isinstance(candidate.model, ServedTeacher):
+                candidate.model.prepare_for(config.objective, k)
         for name, (questions, verify) in asked.items():
             setting = Setting(
                 config=sets[name],
@@ -246,21 +250,6 @@ class Measurements:
     """Paired differences of advantages."""
     notes: Sequence[str]
     """What could not be measured."""
-
-
-def _require_in_process(config: Config) -> None:
-    """Refuse teachers at servers.
-
-    Raises:
-        UsageError: naming the setting.
-    """
-    for name, settings in {"teacher": config.teacher, **config.align.teachers}.items():
-        if settings.server is not None:
-            role = "teacher" if name == "teacher" else f"align.teachers.{name}"
-            raise UsageError(
-                f"{role}.server: check compares whole distributions and continues answers, so it "
-                f"loads its models in process; leave the server out (--{role}.server null)"
-            )
 
 
 def measure_all(setting: Setting, observer: Observer) -> Measurements:
@@ -439,9 +428,8 @@ def _against_baseline(
 ) -> dict[str, float] | None:
     """KL from the teacher to its baseline where the student goes, beside the student's own."""
     found = next((c for c in setting.candidates if c.name == BASELINE), None)
-    if found is None or candidate.name == BASELINE:
-        return None
-    assert isinstance(found.model, LocalModel)
+    if found is None or candidate.name == BASELINE or not isinstance(found.model, LocalModel):
+        return None  # from a server's list there is no divergence between two teachers
     between = Models(student=found.model, teacher=candidate.model, references={})
     seen = views_of(candidate, answers.rollouts, setting.config.data.use_chat_template)
     apart = agree(between, seen, k)[0]

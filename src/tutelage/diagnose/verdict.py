@@ -113,12 +113,13 @@ def judge_pair(evidence: Evidence, signals: Sequence[Signal] = ()) -> Verdict:
     """The verdict on a pair.
 
     `signals` are what was noticed without weights; one that stops decides alone. Then come things
-    that make the rest unreadable (cut answers, questions that are solved), then the sign of the
-    advantage, then how able the teacher is.
+    that make the rest unreadable (cut answers, a teacher that is plainly worse, questions that are
+    solved), then the sign of the advantage, then how able the teacher is.
     """
     deciding = (
         _cannot_be_combined(signals)
         or _cut_short(evidence)
+        or _less_able(evidence)
         or _solved(evidence)
         or _never_stops(evidence)
         or _by_advantage(evidence)
@@ -145,6 +146,10 @@ def _cut_short(e: Evidence) -> Reason | None:
         text=f"{e.truncated:.0%} of the student's completions are cut at the limit, so their "
         "answers are not seen; raise rollout.max_new_tokens, or ask for shorter answers",
     )
+
+
+def _less_able(e: Evidence) -> Reason | None:
+    return _no_gain(e, "") if e.gap is not None and e.gap.is_below else None
 
 
 def _solved(e: Evidence) -> Reason | None:
