@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from helpers import read_jsonl, tiny_tokenizer
-from tutelage import check, metrics
 from tutelage import config as c
+from tutelage import metrics
 from tutelage.config import ServerConfig
 from tutelage.errors import ServerError, UsageError
 from tutelage.gradient import Models, accumulate, measure
@@ -222,20 +222,6 @@ def test_what_a_server_cannot_say_is_refused_at_the_start_with_what_works(
     with pytest.raises(UsageError, match=told):
         served(settings, fake, **sections)
     assert not (tmp_path / "run").exists()
-
-
-def test_check_loads_its_teachers_in_process_and_says_so(settings):
-    server = {"url": "http://127.0.0.1:1"}
-    path = settings().teacher.path
-    for tree, told in (
-        ({"teacher": {"path": path, "server": server}}, r"teacher\.server: check"),
-        (
-            {"align": {"teachers": {"x": {"path": path, "server": server}}}},
-            r"align\.teachers\.x\.server: check",
-        ),
-    ):
-        with pytest.raises(UsageError, match=told):
-            check(settings(**tree))
 
 
 def test_a_likely_token_beyond_the_students_rows_is_an_error_that_says_so(
