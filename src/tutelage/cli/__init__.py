@@ -13,6 +13,7 @@ VERBS = {
     "train": "distil a teacher into a student on the student's own samples",
     "eval": "accuracy of a model: avg@n and pass@k with intervals",
     "align": "where each teacher pushes the student towards success, without training",
+    "rescue": "recipes for a pair that would fail: cold start, prompts, controls",
     "push": "upload a run's finished student to a hub",
     "presets": "the settings that `preset: NAME` starts from",
     "report": "one HTML page from one or more run directories",
