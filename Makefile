@@ -12,7 +12,7 @@ demo: .venv/base.done
 	$(BIN)/tutelage demo
 
 test: check
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: .venv/slow.done
 	$(BIN)/pytest -m "slow and not vllm"

@@ -190,7 +190,9 @@ def test_a_directory_wins_over_a_hub_id_and_has_no_revision(llamas, tmp_path, mo
 @pytest.mark.parametrize(
     "path", ["nowhere", "/a/b", "a/b/c", "../a", "./a/b", "~/a", "a/", "a b/c"]
 )
-def test_only_owner_and_name_mean_a_hub(path, monkeypatch):
+def test_only_owner_and_name_mean_a_hub(path, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", FakeHub(AssertionError("asked")))
     with pytest.raises(UsageError, match="there is no directory"):
         locate(path, "student")
