@@ -3,11 +3,11 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast
 
-from tutelage.data.sources import REASONING_GYM, read_rows
+from tutelage.data.sources import REASONING_GYM, read_rows, stream_rows
 from tutelage.errors import DataError
 from tutelage.types import Message, Prompt
 
@@ -71,6 +71,35 @@ class LoadedPrompts:
     """The columns they came from."""
 
 
+@dataclass(frozen=True, slots=True)
+class PromptRow:
+    """A row of a source, and the prompt in it."""
+
+    row: Mapping[str, Any]
+    """All of its columns."""
+    prompt: Prompt
+    """What was read of them."""
+    column: str
+    """The one that holds the prompt."""
+    has_id: bool
+    """Whether the row names itself; its place names it otherwise."""
+
+
+def stream_prompts(source: str) -> Iterator[PromptRow]:
+    """The prompts of a source row by row, of which no more than a batch is held.
+
+    Raises:
+        TutelageError: as `read_prompts`.
+    """
+    places: dict[str, str] = {}
+    for number, (where, row) in enumerate(stream_rows(source)):
+        prompt, columns = _prompt(row, where, number)
+        _refuse_known_id(prompt.id, where, places)
+        yield PromptRow(row, prompt, columns.prompt, columns.id is not None)
+    if not places:
+        raise DataError(f"{source} has no rows")
+
+
 def load_prompts(source: str) -> list[Prompt]:
     """The prompts of a source; `read_prompts` also says which layout it has."""
     return read_prompts(source).prompts
@@ -94,7 +123,9 @@ def read_prompts(source: str) -> LoadedPrompts:
     rows = read_rows(source)
     read = [_prompt(row, where, number) for number, (where, row) in enumerate(rows)]
     prompts = [prompt for prompt, _ in read]
-    _refuse_duplicate_ids(prompts, [where for where, _ in rows])
+    places: dict[str, str] = {}
+    for prompt, (where, _) in zip(prompts, rows, strict=True):
+        _refuse_known_id(prompt.id, where, places)
     return LoadedPrompts(prompts, _layout(source, [columns for _, columns in read]))
 
 
@@ -250,12 +281,10 @@ def _refuse_half_characters(prompt: Prompt, column: str, where: str) -> None:
             ) from None
 
 
-def _refuse_duplicate_ids(prompts: Sequence[Prompt], places: Sequence[str]) -> None:
-    seen: dict[str, int] = {}
-    for number, prompt in enumerate(prompts):
-        if prompt.id in seen:
-            raise DataError(
-                f"{places[seen[prompt.id]]} and {places[number]} share the id {prompt.id!r}; "
-                "samples are keyed by it, so ids must differ (or leave the column out)"
-            )
-        seen[prompt.id] = number
+def _refuse_known_id(prompt_id: str, where: str, places: dict[str, str]) -> None:
+    if prompt_id in places:
+        raise DataError(
+            f"{places[prompt_id]} and {where} share the id {prompt_id!r}; "
+            "samples are keyed by it, so ids must differ (or leave the column out)"
+        )
+    places[prompt_id] = where

@@ -5,6 +5,7 @@ import io
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -14,6 +15,7 @@ from tutelage.errors import DataError, MachineError, ServerError, UsageError, di
 REASONING_GYM = "reasoning_gym:"
 HUB = "hub:"
 _FILES = ".jsonl, .json, .csv or .parquet"
+_BATCH = 1024
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 Row = tuple[str, Any]
@@ -29,18 +31,27 @@ def read_rows(source: str) -> list[Row]:
         MachineError: a package is needed and not installed.
         ServerError: the hub cannot be reached.
     """
+    rows = list(stream_rows(source))
+    if not rows:
+        raise DataError(f"{source} has no rows")
+    return rows
+
+
+def stream_rows(source: str) -> Iterator[Row]:
+    """The same rows one by one; a .jsonl or .parquet file is never held whole.
+
+    Raises:
+        TutelageError: as `read_rows`, but for a source without rows, which gives none.
+    """
     if source.startswith(REASONING_GYM):
-        return _generated(source)
-    if source.startswith(HUB):
-        rows = _from_hub(source)
+        yield from _generated(source)
+    elif source.startswith(HUB):
+        yield from _from_hub(source)
     else:
         path = Path(source).expanduser()
         if not path.is_file():
             raise DataError(f"there is no prompts file {source}{_meant_for_the_hub(source)}")
-        rows = list(_from_file(path))
-    if not rows:
-        raise DataError(f"{source} has no rows")
-    return rows
+        yield from _from_file(path)
 
 
 # --- files -----------------------------------------------------------------------------------
@@ -50,19 +61,21 @@ def _from_file(path: Path) -> Iterator[Row]:
     kind = path.suffix.lower()
     if kind == ".parquet":
         return _parquet(path)
-    if kind not in (".json", ".jsonl", ".csv"):
+    if kind == ".jsonl":
+        return _jsonl(path)
+    if kind not in (".json", ".csv"):
         raise UsageError(f"{path} is {kind or 'a file without an ending'}; give {_FILES}")
-    try:
+    with _readable(path):
         text = path.read_text(encoding="utf-8-sig")
+    return _json(path, text) if kind == ".json" else _csv(path, text)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read prompts file {path}: {error}") from None
-    match kind:
-        case ".json":
-            return _json(path, text)
-        case ".csv":
-            return _csv(path, text)
-        case _:
-            return _jsonl(path, text)
 
 
 def _json(path: Path, text: str) -> Iterator[Row]:
@@ -75,13 +88,15 @@ def _json(path: Path, text: str) -> Iterator[Row]:
     yield from ((f"{path}, row {i}", row) for i, row in enumerate(rows, 1))
 
 
-def _jsonl(path: Path, text: str) -> Iterator[Row]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                yield f"{path}, line {number}", json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{path}, line {number} is not JSON: {error}") from None
+def _jsonl(path: Path) -> Iterator[Row]:
+    with _readable(path), path.open(encoding="utf-8-sig") as stream:
+        for number, line in enumerate(stream, 1):
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    raise DataError(f"{path}, line {number} is not JSON: {error}") from None
+                yield f"{path}, line {number}", row
 
 
 def _csv(path: Path, text: str) -> Iterator[Row]:
@@ -116,11 +131,15 @@ def _parquet(path: Path) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
+    number = 0
     try:
-        table = pyarrow.parquet.read_table(path)
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=_BATCH):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path}, row {number}", row
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"cannot read prompts file {path}: {error}") from None
-    yield from ((f"{path}, row {i}", row) for i, row in enumerate(table.to_pylist(), 1))
 
 
 # --- the hub ---------------------------------------------------------------------------------
