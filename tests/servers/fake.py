@@ -103,6 +103,12 @@ class FakeVllm:
         if content is DROP:
             handler.close_connection = True
             return
+        if content is ENDLESS_HEADERS:
+            for place in range(200):
+                handler.wfile.write(
+                    f"x-{place}: more\r\n".encode() if place else b"HTTP/1.1 200 OK\r\n"
+                )
+                time.sleep(0.05)
         drip = isinstance(content, Drip)
         data = content.data if drip else content
         if not isinstance(data, bytes):
@@ -238,6 +244,8 @@ class Drip:
         self.data, self.size, self.pause = data, size, pause
 
 
+ENDLESS_HEADERS = object()
+"""Content that never comes, because the headers do not end."""
 DROP = object()
 """Content that never comes: the connection closes."""
 
@@ -271,6 +279,10 @@ def slow(seconds: float) -> Fault:
         return good
 
     return fault
+
+
+def endless_headers(good: Answer) -> Answer:
+    return 200, {}, ENDLESS_HEADERS
 
 
 def dripping(pause: float) -> Fault:

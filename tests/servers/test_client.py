@@ -77,7 +77,7 @@ def test_a_server_that_is_not_there_is_an_error_of_exit_code_6(fake):
 
 
 def test_a_server_that_never_answers_or_drips_is_given_up_at_its_deadline(fake):
-    for fault in (f.slow(2.0), f.dripping(0.05)):
+    for fault in (f.slow(2.0), f.dripping(0.05), f.endless_headers):
         server = connect(fake.url, timeout_s=0.4, retries=0)
         fake.faults[SCORING] = [fault]
         started = time.monotonic()

@@ -66,7 +66,7 @@ def decode(
         )
         cache, logits = output.past_key_values, output.logits[:, -1, :vocabulary]
         if place == 0 and len(unique) < len(prompts):
-            cache.batch_select_indices(copies)
+            cache.reorder_cache(copies)
             logits, mask = logits[copies], mask[copies]
         token, logprob = draw(
             logits,
@@ -85,7 +85,7 @@ def decode(
             break
         if live <= len(alive) // 2 and place + 1 < params.max_new_tokens:
             kept = alive.nonzero().squeeze(-1)
-            cache.batch_select_indices(kept)
+            cache.reorder_cache(kept)
             rows, token, mask, alive = rows[kept], token[kept], mask[kept], alive[kept]
         input_ids = token.unsqueeze(-1)
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)

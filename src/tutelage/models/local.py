@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -264,12 +263,6 @@ def load_model(settings: LocalModelConfig, role: str) -> LocalModel:
             f"{role} model {settings.path} cannot be loaded: {_first_line(error)}"
         ) from None
     model, loading = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
-    if "past_key_values" not in inspect.signature(model.forward).parameters:
-        raise UsageError(
-            f"{role} model {settings.path} is a {type(model).__name__}, whose forward takes no "
-            "past_key_values; sampling here keeps the past in a cache of keys and values, so use "
-            "an attention model"
-        )
     if mismatched := sorted(loading["mismatched_keys"]):
         name, stored, expected = mismatched[0]
         raise UsageError(
@@ -288,7 +281,56 @@ def load_model(settings: LocalModelConfig, role: str) -> LocalModel:
     tokenizer = load_tokenizer(settings, role)
     model.to(device)  # type: ignore[arg-type]
     ignored = tuple(sorted(loading["unexpected_keys"]))
-    return LocalModel(model=model.eval(), tokenizer=tokenizer, ignored=ignored)
+    local = LocalModel(model=model.eval(), tokenizer=tokenizer, ignored=ignored)
+    require_decodable(local, f"{role} model {settings.path}")
+    return local
+
+
+@torch.no_grad()
+def require_decodable(local: LocalModel, name: str) -> None:
+    """Refuse a model whose steps over its cache are not its view of the whole sequence.
+
+    A few tokens are decoded as `sample` does it: prompts of two lengths, one of them twice, and a
+    row that ends early.
+
+    Raises:
+        UsageError: it cannot be decoded, or its log-probabilities differ.
+    """
+    kind = type(local.model).__name__
+    params = SamplingParams(max_new_tokens=3, temperature=1.0)
+    prompts = [tuple(i % local.vocabulary for i in ids) for ids in ((1,), (1,), (2, 3, 4))]
+    draws = torch.full((3, 3), 0.5, device=local.device)
+    try:
+        _, one, other = decode(
+            local.model, prompts, draws, params, [1, 3, 3], frozenset(), local.vocabulary
+        )
+        found = torch.tensor([*one.logprobs, *other.logprobs])
+        expected = torch.cat(
+            [_logprobs_of(local, prompts[1], one.ids), _logprobs_of(local, prompts[2], other.ids)]
+        )
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise UsageError(
+            f"{name} is a {kind}, which cannot be decoded here ({_first_line(error)}): sampling "
+            "keeps the past in a transformers cache, row by row; use a model that has one"
+        ) from None
+    # Weights that are NaN are the guards' affair, once a step shows them.
+    distance = float((found - expected).abs().nan_to_num().max())
+    if distance > (1e-2 if local.model.dtype == torch.float32 else 1.0):
+        raise UsageError(
+            f"{name} is a {kind}, whose steps over its cache are not its view of the whole "
+            f"sequence: log-probabilities of the same tokens differ by {distance:.3g} nats, so it "
+            "would be trained on samples of another model; use another architecture or attention"
+        )
+
+
+def _logprobs_of(local: LocalModel, prompt: tuple[int, ...], ids: tuple[int, ...]) -> Tensor:
+    """Log-probabilities of `ids` after `prompt`, read in one pass without padding."""
+    sequence = torch.tensor([prompt + ids], device=local.device)
+    logits = local.model(input_ids=sequence, use_cache=False).logits[0, len(prompt) - 1 : -1]
+    logprobs = logits[:, : local.vocabulary].float().log_softmax(-1)
+    return logprobs.gather(-1, sequence[0, len(prompt) :, None]).squeeze(-1).cpu()
 
 
 def load_student(

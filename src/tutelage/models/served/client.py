@@ -10,7 +10,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from importlib import import_module
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ Item = TypeVar("Item")
 
 MEGABYTE = 2**20
 LONGEST_PAUSE_S = 30.0
+_GRACE_S = 0.5  # in which a request that knows its own deadline may say more of it
 _MAY_PASS = {408, 409, 425, 429, 500, 502, 503, 504}
 _MEANING = {
     401: "it wants an API key: put it into an environment variable and the variable's NAME into "
@@ -134,7 +135,7 @@ class Client:
         def attempt() -> T:
             nonlocal bad_answers
             try:
-                return read(self._once(method, path, body, limit))
+                return read(self._within_deadline(method, path, body, limit))
             except BadAnswer as fault:
                 bad_answers += 1
                 if bad_answers > 1:
@@ -162,6 +163,26 @@ class Client:
             told = f"{fault} ({tries} {'try' if tries == 1 else 'tries'})"
             raise self._error(path, told) from None
         return result
+
+    def _within_deadline(self, method: str, path: str, body: Any, limit: int) -> Any:
+        """As `_once`, given up when the time is over, whatever it is waiting for.
+
+        A socket's own time-outs begin anew with every byte, those of the headers included.
+        """
+        patience = self.settings.timeout_s
+        answer: Future[Any] = Future()
+
+        def ask() -> None:
+            try:
+                answer.set_result(self._once(method, path, body, limit))
+            except BaseException as error:
+                answer.set_exception(error)
+
+        threading.Thread(target=ask, daemon=True).start()
+        try:
+            return answer.result(patience + _GRACE_S)
+        except TimeoutError:
+            raise _MayPass(f"no whole answer within server.timeout_s {patience:g}") from None
 
     def _once(self, method: str, path: str, body: Any, limit: int) -> Any:
         http, patience = self._http, self.settings.timeout_s

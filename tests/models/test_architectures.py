@@ -1,0 +1,103 @@
+"""Families of real models decode here as they score, and what does not is refused at loading."""
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging
+
+from helpers import tiny_tokenizer
+from tutelage.data.collate import collate
+from tutelage.errors import UsageError
+from tutelage.models.local import LocalModel, require_decodable
+from tutelage.types import Prompt, RenderedPrompt, SamplingParams
+
+TOKENIZER = tiny_tokenizer()
+SIZES = {
+    "vocab_size": len(TOKENIZER),
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 0,
+}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+LINEAR = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+SLIDING = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
+FAMILIES = {
+    "qwen3": {},
+    "qwen3_moe": EXPERTS,
+    "qwen3_next": LINEAR | EXPERTS | {"shared_expert_intermediate_size": 16},
+    "qwen3_5_text": LINEAR,
+    "gemma3_text": SLIDING,
+    "gpt_oss": SLIDING | {"num_local_experts": 4},
+    "lfm2": {
+        "layer_types": ["conv", "full_attention"],
+        "block_ff_dim": 48,
+        "block_auto_adjust_ff_dim": False,
+    },
+    "mistral": {"sliding_window": 4},
+    "smollm3": {},
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
+}
+TEXTS = ("What is 3 + 4?", "The answer is 12. What is 2 + 2? What is 9 + 9?", "3")
+PROMPTS = [
+    RenderedPrompt(
+        prompt=Prompt(id=text, text=text, answer=None),
+        ids=tuple(TOKENIZER(text)["input_ids"]),
+    )
+    for text in TEXTS
+]
+
+
+def build(family, **extra):
+    logging.set_verbosity_error()
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **SIZES, **extra)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    model.generation_config.eos_token_id = list(range(0, len(TOKENIZER), 15))
+    return LocalModel(model=model, tokenizer=TOKENIZER)
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_sampling_and_scoring_agree_in_every_family(family):
+    model = build(family, **FAMILIES[family])
+    require_decodable(model, "it")
+    rollouts = model.sample(
+        PROMPTS, SamplingParams(max_new_tokens=20, temperature=1.0), group_size=4, seed=0, step=0
+    )
+    assert len({len(rollout.completion_ids) for rollout in rollouts}) > 2  # rows left the batch
+    batch = collate(rollouts)
+    scored = model.score(batch).gather(-1, batch.targets[:, None]).squeeze(-1)
+    torch.testing.assert_close(scored, batch.sampling_logprobs, atol=1e-4, rtol=1e-4)
+
+
+def test_a_model_that_returns_no_cache_is_refused_by_its_name():
+    blocks = {"block_types": ["recurrent", "attention"], "attention_window_size": 4}
+    model = build("recurrent_gemma", **blocks, lru_width=32)
+    with pytest.raises(UsageError, match="RecurrentGemmaForCausalLM, which cannot be decoded here"):
+        require_decodable(model, "teacher model x")
+
+
+def test_a_model_whose_cached_steps_see_something_else_is_refused_with_the_distance():
+    model = build("qwen3")
+    forward = model.model.forward
+
+    def forgetful(*, past_key_values=None, **inputs):
+        inputs.pop("attention_mask", None), inputs.pop("position_ids", None)
+        return forward(past_key_values=None, **inputs)
+
+    model.model.forward = forgetful
+    with pytest.raises(UsageError, match=r"differ by \d[\d.]* nats, so it would be trained"):
+        require_decodable(model, "student model x")
