@@ -14,7 +14,7 @@ from tutelage.config import Config, ModelConfig
 from tutelage.config.base import Section
 from tutelage.errors import MachineError, ServerError, UsageError
 from tutelage.metrics import Record
-from tutelage.models.checkpoints import is_hub_id
+from tutelage.models.checkpoints import HUB_ID, is_hub_id
 from tutelage.models.local import load_model
 from tutelage.runs.checkpoints import MANIFEST
 from tutelage.runs.directory import open_run
@@ -143,7 +143,7 @@ def push(run: str | Path, repository: str, *, public: bool = False) -> str:
         raise UsageError(
             f"{run} has no finished student ({STUDENT}/README.md); it is written when a run ends"
         )
-    if not is_hub_id(repository):
+    if not HUB_ID.fullmatch(repository):
         raise UsageError(f"{repository!r} is no hub id; write owner/name")
     from huggingface_hub import HfApi
     from huggingface_hub.errors import LocalTokenNotFoundError

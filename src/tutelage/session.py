@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from tutelage.config import Config, ModelConfig, reference_models
 from tutelage.credit import read_table
 from tutelage.data.prompts import LoadedPrompts, read_prompts, split_held_out, without
-from tutelage.data.render import render, render_one
+from tutelage.data.render import render, render_all
 from tutelage.data.verify import Verify, choose_verifier
 from tutelage.errors import DataError, UsageError
 from tutelage.gradient import Models
@@ -165,7 +165,8 @@ def render_both_sides(
     )
     if config.teacher.own_prompt:
         settings = (teacher, config.teacher, data.use_chat_template, "teacher")
-        kept = [replace(p, teacher_ids=render_one(p.prompt, *settings)) for p in kept]
+        read = render_all([p.prompt for p in kept], *settings)
+        kept = [replace(p, teacher_ids=ids) for p, ids in zip(kept, read, strict=True)]
     return kept, dropped
 
 

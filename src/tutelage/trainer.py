@@ -50,7 +50,7 @@ from tutelage.metrics import (
     summarise_tokens,
     token_scores,
 )
-from tutelage.models.checkpoints import keep_revisions, pin_revisions
+from tutelage.models.checkpoints import keep_pinned, pin_models
 from tutelage.models.served.student import ServedStudent
 from tutelage.ops.sampling import uniforms
 from tutelage.publishing import STUDENT, Finished, write_student
@@ -126,7 +126,7 @@ class Trainer:
     def start(cls, config: Config, observer: Observer, overwrite: bool = False) -> "Trainer":
         """A new run; its directory is made only once everything fits together."""
         run = reserve_run(config.run.dir, overwrite=overwrite)
-        config = pin_revisions(config)
+        config = pin_models(config)
         trainer = cls(config, run, prepare(config), observer)
         create_run(run.path, overwrite=overwrite)
         replace_text(run.path / "config.yaml", dump_config(config))
@@ -144,7 +144,7 @@ class Trainer:
         """The run in `run.dir`, as its newest valid checkpoint left it."""
         run = open_run(config.run.dir)
         saved = load_config(run.path / "config.yaml")
-        config = keep_revisions(config, saved)
+        config = keep_pinned(config, saved)
         if changes := changes_on_resume(saved, config):
             raise UsageError(
                 "--resume continues a run with the settings it began with, but "

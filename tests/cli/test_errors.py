@@ -70,6 +70,13 @@ def test_a_row_without_a_prompt_is_named_by_its_line(base, capsys, tmp_path):
         ('{"prompt": "1"}\n{"prompt": "   "}\n', "line 2 has an empty prompt"),
         ('{"prompt": "1"}\n{"prompt": 3}\n', "line 2, prompt is int"),
         ('{"prompt": [{"role": "user"}]}\n', "line 1, prompt has a turn"),
+        ('{"prompt": ""}\n', "line 1 has an empty prompt"),
+        ('{"messages": []}\n', "line 1 has an empty messages"),
+        ('{"prompt": [{"role": "user", "content": " "}]}\n', "prompt has no text in any turn"),
+        (
+            '{"prompt": [{"role": "user", "content": [{"type": "image", "url": "x"}]}]}\n',
+            "line 1, prompt has a turn that is not a role and a text",
+        ),
         ('{"prompt": "1", "id": 5}\n{"prompt": "2", "id": 5}\n', "line 2 share the id '5'"),
         ('{"prompt": "1"}\n{"prompt": ' + "1" * 5000 + "}\n", "line 2 is not JSON"),
         ('{"prompt": "1", "x": ' + "[" * 100_000 + "]" * 100_000 + "}", "line 1 is not JSON"),

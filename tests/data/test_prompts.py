@@ -1,6 +1,7 @@
 """Prompts in the layouts people have."""
 
 import json
+import time
 
 import pyarrow
 import pyarrow.parquet
@@ -93,6 +94,32 @@ def test_reasoning_gym_prompts_bring_their_scorer():
         load_prompts("reasoning_gym:chain_sum?sizes=5")
 
 
+def test_an_answer_on_which_a_scorer_hangs_or_fails_is_unknown_and_costs_no_other_verdict():
+    source = "reasoning_gym:countdown?size=2"
+    prompts = load_prompts(source)
+    data = DataConfig(
+        prompts=source, verifier={"type": "reasoning_gym", "deadline_s": 0.5, "workers": 1}
+    )
+    verify = choose_verifier(data, prompts)
+    right = prompts[1].metadata["entry"]["metadata"]["expression"]
+    pairs = [(prompts[0], "9**9**9**9"), (prompts[1], right), (prompts[1], "1")]
+    assert verify.many(pairs) == [None, 1, 0]
+    broken = Prompt(id="x", text="?", metadata={"reasoning_gym": "none", "entry": {}})
+    assert verify.many([(broken, "1"), (prompts[1], right)]) == [None, 1]
+
+
+def test_a_pattern_whose_search_does_not_end_is_unknown_and_no_answer_is_claimed(monkeypatch):
+    monkeypatch.setattr("tutelage.data.verify.PATTERN_DEADLINE_S", 0.2)
+    pattern = {"type": "pattern", "pattern": "^((?:a|aa)+)$"}
+    verify = make_verifier(DataConfig(prompts="p", verifier=pattern).verifier)
+    prompt = Prompt(id="p", text="q", answer="aaa")
+    endless = "a" * 60 + "!"
+    started = time.monotonic()
+    assert verify.many([(prompt, "aaa"), (prompt, endless), (prompt, "aa")]) == [1, None, 0]
+    assert [verify.has_answer(text) for text in ("aaa", endless, "b")] == [True, None, False]
+    assert time.monotonic() - started < 20
+
+
 def test_reasoning_gym_scorer_refuses_other_prompts():
     data = DataConfig(prompts="x.jsonl", verifier={"type": "reasoning_gym"})
     with pytest.raises(UsageError, match="prompt 'a' is not one"):
@@ -126,7 +153,14 @@ def test_verifiers(verifier, answer, text, reward):
 
 @pytest.mark.parametrize(
     ("answer", "text"),
-    [([1, 2], "[1, 2]"), ({"x": "é"}, '{"x": "é"}'), (True, "True"), (2.5, "2.5")],
+    [
+        ([1, 2], "[1, 2]"),
+        ({"x": "é"}, '{"x": "é"}'),
+        (True, "True"),
+        (2.5, "2.5"),
+        (42, "42"),
+        (42.0, "42"),
+    ],
 )
 def test_answers_that_are_no_text_become_text(tmp_path, answer, text):
     path = tmp_path / "rows.jsonl"

@@ -5,6 +5,8 @@ import json
 import os
 import subprocess
 import sys
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow
@@ -143,6 +145,40 @@ def test_columns_of_parquet_that_are_no_text_are_refused(tmp_path):
         pyarrow.parquet.write_table(pyarrow.table(column), path)
         with pytest.raises(DataError, match=expected):
             load_prompts(str(path))
+
+
+def test_tables_with_gaps_keep_whole_numbers_and_decimals_and_days_are_text(tmp_path):
+    path = tmp_path / "rows.parquet"
+    answers = [5.0, None, 2.5, 1e300]
+    table = {"prompt": list("abcd"), "answer": answers, "id": [7.0, 8.0, 9.0, 10.0]}
+    pyarrow.parquet.write_table(pyarrow.table(table), path)
+    prompts = load_prompts(str(path))
+    assert [p.answer for p in prompts] == ["5", None, "2.5", str(int(1e300))]
+    assert [p.id for p in prompts] == ["7", "8", "9", "10"]
+    other = {"prompt": ["a"], "answer": [Decimal("12.50")], "when": [date(2026, 11, 25)]}
+    pyarrow.parquet.write_table(pyarrow.table(other), path)
+    assert load_prompts(str(path))[0].answer == "12.50"
+
+
+def test_content_in_parts_of_text_is_one_text(tmp_path):
+    content = [{"type": "text", "text": "What is "}, {"type": "text", "text": "1 + 1?"}]
+    row = {"messages": [{"role": "user", "content": content, "tool_calls": None}]}
+    (prompt,) = load_prompts(str(write_jsonl(tmp_path / "rows.jsonl", [row])))
+    assert prompt.messages[0].content == "What is 1 + 1?"
+
+
+def test_text_is_kept_whatever_ends_its_lines(tmp_path):
+    question = "a\u2028b\u0085c\x0bd"
+    rows = [{"question": question, "answer": "1"}, {"question": "e", "answer": "2"}]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    for text in ("\n".join(lines), "\ufeff" + "\r\n".join(lines) + "\r\n\r\n"):
+        (tmp_path / "rows.jsonl").write_bytes(text.encode())
+        assert [p.text for p in load_prompts(str(tmp_path / "rows.jsonl"))] == [question, "e"]
+    (tmp_path / "rows.csv").write_bytes(f"\ufeffquestion,answer\r\n{question},1\r\n".encode())
+    assert load_prompts(str(tmp_path / "rows.csv"))[0].text == question
+    (tmp_path / "rows.json").write_text("\n".join(lines))
+    with pytest.raises(DataError, match=r"Extra data.*one row a line is called \.jsonl"):
+        load_prompts(str(tmp_path / "rows.json"))
 
 
 def test_missing_numbers_are_missing_answers(tmp_path):

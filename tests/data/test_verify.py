@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from equivalents import DIFFERENT, NOT_RECOGNISED, SAME, TOO_KIND
 from tutelage.config import DataConfig, Math
 from tutelage.data.final_answer import TAIL, final_answer, last_box, reference_answer, same_text
-from tutelage.data.judge_pool import JudgePool
 from tutelage.data.math_worker import compare
 from tutelage.data.prompts import load_prompts
 from tutelage.data.verify import MathVerifier, choose_verifier, judge, make_verifier
+from tutelage.data.worker_pool import WorkerPool
 from tutelage.errors import DataError, MachineError, UsageError
 from tutelage.types import Prompt, Rollout
 
@@ -197,7 +197,7 @@ def comparison(reference, answer, is_formula=True):
 
 
 def math_pool(deadline_s=1.0, size=2, worker="tutelage.data.math_worker"):
-    return JudgePool(
+    return WorkerPool(
         worker, setting="data.verifier math", deadline_s=deadline_s, size=size, quiet=True
     )
 
@@ -235,29 +235,29 @@ def is_running(pid):
 
 def test_a_hanging_comparison_is_killed_at_its_deadline_and_is_unknown(pool):
     jobs = [comparison("5", HANGS), *(comparison("5", f"{i}") for i in range(20))]
-    assert pool.judge(jobs[1:]) == [float(i == 5) for i in range(20)]
+    assert pool.ask(jobs[1:]) == [float(i == 5) for i in range(20)]
     before = pool.processes
     started = time.monotonic()
-    verdicts = pool.judge(jobs)
+    verdicts = pool.ask(jobs)
     took = time.monotonic() - started
     assert verdicts == [None, *(float(i == 5) for i in range(20))]
     assert 0.9 <= took < 60  # a loaded machine takes longer for a second of processor time
     assert len(pool.processes) == len(before) == 2
     assert len(set(before) - set(pool.processes)) == 1
     assert not any(is_running(pid) for pid in set(before) - set(pool.processes))
-    assert pool.judge(jobs[:1] * 3) == [None] * 3
-    assert pool.judge(jobs[1:]) == [float(i == 5) for i in range(20)]
+    assert pool.ask(jobs[:1] * 3) == [None] * 3
+    assert pool.ask(jobs[1:]) == [float(i == 5) for i in range(20)]
 
 
 def test_one_that_waits_without_computing_is_killed_by_the_clock(worker):
     pool = worker(
         "import time\n"
-        "from tutelage.data.judge_worker import serve\n"
+        "from tutelage.data.worker import serve\n"
         "serve(lambda: lambda job: time.sleep(1000))\n",
         deadline_s=0.05,
         size=1,
     )
-    assert pool.judge([b"one", b"two"]) == [None, None]
+    assert pool.ask([b"one", b"two"]) == [None, None]
     assert len(pool.processes) == 1
 
 
@@ -265,7 +265,7 @@ def test_a_worker_that_dies_costs_its_own_verdict_alone(worker):
     pool = worker(
         "import os\n"
         "from tutelage.data import math_worker\n"
-        "from tutelage.data.judge_worker import serve\n"
+        "from tutelage.data.worker import serve\n"
         "judge = math_worker.compare\n"
         "def compare(reference, answer, is_formula):\n"
         "    if answer == 'crash': os._exit(3)\n"
@@ -275,27 +275,27 @@ def test_a_worker_that_dies_costs_its_own_verdict_alone(worker):
         "serve(math_worker.prepare)\n"
     )
     answers = ["5", "crash", "6", "noise", "5.0", "crash!", "crash"]
-    verdicts = pool.judge([comparison("5", answer) for answer in answers])
+    verdicts = pool.ask([comparison("5", answer) for answer in answers])
     assert verdicts == [1, None, 0, 0, 1, 0, None]
     assert len(pool.processes) == 2
 
 
 def test_a_worker_killed_from_outside_is_replaced_without_loss(pool):
     jobs = [comparison("5", f"{i}") for i in range(10)]
-    pool.judge(jobs)
+    pool.ask(jobs)
     for pid in pool.processes:
         os.kill(pid, signal.SIGKILL)
     time.sleep(0.2)
-    assert pool.judge(jobs) == [float(i == 5) for i in range(10)]
+    assert pool.ask(jobs) == [float(i == 5) for i in range(10)]
     assert len(pool.processes) == 2
 
 
 def test_workers_start_when_needed_and_end_with_the_pool():
     pool = math_pool(size=3)
     assert pool.processes == []
-    assert pool.judge([]) == []
+    assert pool.ask([]) == []
     assert pool.processes == []
-    pool.judge([comparison("5", "5")] * 10)  # equal jobs are one
+    pool.ask([comparison("5", "5")] * 10)  # equal jobs are one
     assert len(pool.processes) == 1
     pids = pool.processes
     del pool
@@ -313,8 +313,8 @@ def test_a_worker_is_light():
 @pytest.mark.parametrize("end", ["", "; import os, signal; os.kill(os.getpid(), signal.SIGKILL)"])
 def test_no_worker_outlives_its_run(end):
     code = (
-        "from tutelage.data.judge_pool import *;"
-        "pool = JudgePool('tutelage.data.math_worker', setting='s', deadline_s=1, size=1);"
+        "from tutelage.data.worker_pool import *;"
+        "pool = WorkerPool('tutelage.data.math_worker', setting='s', deadline_s=1, size=1);"
         f"pool.start(); print(pool.processes[0], flush=True){end}"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -329,7 +329,7 @@ def test_threads_may_share_a_pool(pool):
 
     def ask(number):
         jobs = [comparison(str(number), str(i)) for i in range(6)]
-        found[number] = pool.judge(jobs)
+        found[number] = pool.ask(jobs)
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(6)]
     for thread in threads:
@@ -340,12 +340,12 @@ def test_threads_may_share_a_pool(pool):
 
 
 def test_a_fork_gets_workers_of_its_own(pool):
-    pool.judge([comparison("5", "5.0")])
+    pool.ask([comparison("5", "5.0")])
     pids = pool.processes
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
-        verdicts = pool.judge([comparison("5", "5.0"), comparison("5", "6")])
+        verdicts = pool.ask([comparison("5", "5.0"), comparison("5", "6")])
         own = not set(pool.processes) & set(pids)
         pool.close()
         os.write(writing, b"good" if own and verdicts == [1, 0] else b"bad")
@@ -354,14 +354,14 @@ def test_a_fork_gets_workers_of_its_own(pool):
     assert os.read(reading, 10) == b"good"
     os.close(reading)
     os.close(writing)
-    assert pool.judge([comparison("5", "5.0")]) == [1]
+    assert pool.ask([comparison("5", "5.0")]) == [1]
     assert pool.processes == pids
 
 
 def test_a_worker_that_cannot_start_is_an_error(worker):
     pool = worker("raise SystemExit(1)")
     with pytest.raises(MachineError, match=r"does not start; see what `.* -m worker_of_ours"):
-        pool.judge([b"5"])
+        pool.ask([b"5"])
     assert pool.processes == []
 
 

@@ -10,7 +10,7 @@ from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundErro
 
 from tutelage.config import ModelConfig, load_config, parse_config
 from tutelage.errors import ServerError, UsageError
-from tutelage.models.checkpoints import keep_revisions, locate, open_folder, pin_revisions
+from tutelage.models.checkpoints import keep_pinned, locate, open_folder, pin_models
 from tutelage.models.local import load_model
 from tutelage.planning import plan
 from tutelage.training import train
@@ -64,9 +64,9 @@ def test_a_pinned_revision_is_the_one_that_is_loaded(settings, cache):
     assert locate("lab/student", "student", FIRST).name == FIRST
     assert locate("lab/student", "student").name == SECOND
     assert plan(hub_pair(settings, revision=FIRST)).student_parameters > 0
-    pinned = pin_revisions(hub_pair(settings, revision=FIRST))
+    pinned = pin_models(hub_pair(settings, revision=FIRST))
     assert pinned.student.revision == FIRST
-    assert pin_revisions(pinned) == pinned
+    assert pin_models(pinned) == pinned
 
 
 def test_references_and_further_teachers_are_pinned_too(settings, cache):
@@ -78,12 +78,12 @@ def test_references_and_further_teachers_are_pinned_too(settings, cache):
     )
     further = {"more": {"path": "lab/teacher"}}
     config = parse_config({**config.model_dump(mode="json"), "align": {"teachers": further}})
-    pinned = pin_revisions(config)
+    pinned = pin_models(config)
     assert pinned.align.teachers["more"].revision == FIRST
     assert pinned.objective.target.reference.revision == FIRST
     assert pinned.objective.brake.reference.revision == FIRST
-    assert pinned.student == config.student
-    assert keep_revisions(config, pinned) == pinned
+    assert pinned.student.revision is None
+    assert keep_pinned(config, pinned) == pinned
 
 
 def test_an_adapter_trained_on_a_hub_model_names_it_and_not_the_cache(settings, cache):

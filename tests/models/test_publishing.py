@@ -203,6 +203,13 @@ def test_push_uploads_the_student_alone_and_privately(settings, api, capsys):
     assert api.asked[2][2]["private"] is False
 
 
+def test_push_takes_a_name_that_a_folder_here_has_too(settings, api, tmp_path, monkeypatch):
+    result = train(settings(run={"steps": 1}))
+    (tmp_path / "lab" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert tutelage.push(result.run, "lab/mine") == "https://hub/lab/mine"
+
+
 def test_push_says_what_is_missing(settings, api, tmp_path):
     with pytest.raises(UsageError, match="no run directory"):
         tutelage.push(tmp_path, "lab/mine")

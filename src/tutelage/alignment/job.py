@@ -31,7 +31,7 @@ from tutelage.data.render import render
 from tutelage.data.verify import choose_verifier
 from tutelage.errors import DataError, Interrupted, Preempted, UsageError
 from tutelage.models.base import Sampler, Teacher
-from tutelage.models.checkpoints import keep_revisions, pin_revisions
+from tutelage.models.checkpoints import keep_pinned, pin_models
 from tutelage.models.compatibility import require_context, require_same_tokens, share_vocabulary
 from tutelage.models.local import LocalModel, load_model
 from tutelage.models.served.student import serve_student
@@ -77,7 +77,7 @@ def align(
         if resume:
             folder = open_run(output).path
             saved = load_config(folder / "config.yaml")
-            config = keep_revisions(config, saved)
+            config = keep_pinned(config, saved)
             if saved != config:
                 raise UsageError(
                     f"--resume continues with the settings in {folder / 'config.yaml'}, and these "
@@ -87,7 +87,7 @@ def align(
             tree = load_tree(folder, {p.prompt.id: p.prompt for p in bench.prompts})
         else:
             reserve_run(output, overwrite=overwrite)
-            config = pin_revisions(config)
+            config = pin_models(config)
             bench = prepare_bench(config)
             tree = plant(bench)
             folder = create_run(output, overwrite=overwrite).path

@@ -1,5 +1,6 @@
 """The settings of models: where they come from, how they read prompts, what of them learns."""
 
+from datetime import date
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -37,11 +38,15 @@ class PromptFormat(Section):
     """Arguments of the chat template, such as `enable_thinking: false`."""
     chat_template: str | None = None
     """`own`, a .jinja file, or the folder of another model whose chat template to use. A teacher
-    for which none of these four is set reads exactly the ids that the student reads."""
+    for which neither this nor template, system_prompt or user_prompt is set reads exactly the ids
+    that the student reads."""
     system_prompt: str | None = None
     """A system turn, in place of one that the row has."""
     user_prompt: str | None = None
     """The user's turn with {question}, {answer} or another column of the row filled in."""
+    today: date | None = None
+    """The day that a chat template is told which asks for it, such as 2026-11-25; a run records
+    that of its start."""
 
     @property
     def own_prompt(self) -> bool:

@@ -82,6 +82,10 @@ class ReasoningGym(Section):
     type: Literal["reasoning_gym"] = "reasoning_gym"
     threshold: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Score from which an answer counts as right."""
+    deadline_s: PositiveFloat = 5.0
+    """Processor seconds after which a score is given up and counts as unknown."""
+    workers: PositiveInt = 2
+    """Most processes that score at once."""
 
 
 Verifier = Annotated[

@@ -10,10 +10,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import cast
 
-from tutelage.data.judge_worker import Refused, serve
+from tutelage.data.worker import Judge, Refused, serve
 
 
-def prepare() -> Callable[[bytes], float | None]:
+def prepare() -> Judge:
     """Find the function that the second argument of the process names.
 
     Raises:

@@ -1,20 +1,17 @@
 """One process that compares formulas: `[reference, answer, whether all of it is the formula]`."""
 
-import contextlib
 import json
 import logging
-import resource
-from collections.abc import Callable
 
-from tutelage.data.judge_worker import serve
+from tutelage.data.worker import Judge, limit_memory, serve
 
 MEMORY = 4 * 1024**3
-"""Bytes of address space; an expression that grows beyond them is unknown."""
+"""Bytes of memory; an expression that grows beyond them is unknown."""
 
 
-def prepare() -> Callable[[bytes], float | None]:
+def prepare() -> Judge:
     """Import math-verify, and bound the memory."""
-    _limit_memory()
+    limit_memory(MEMORY)
     logging.disable()
     compare("1", "1", True)
     return judge
@@ -39,11 +36,6 @@ def compare(reference: str, answer: str, is_formula: bool) -> bool | None:
         return bool(verify(gold, found, timeout_seconds=None, raise_on_error=True))
     except Exception:  # sympy raises whatever it likes
         return None
-
-
-def _limit_memory() -> None:
-    with contextlib.suppress(OSError, ValueError):  # a system may refuse; the deadline holds
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
 from typing import Any, Literal, NamedTuple, cast
 
 from tutelage.data.sources import REASONING_GYM, read_rows, stream_rows
@@ -185,6 +187,9 @@ def _prompt(row: Any, where: str, number: int) -> tuple[Prompt, _Columns]:
     row = cast(Mapping[str, Any], row)
     column = next((name for name in _QUESTIONS if row.get(name)), None)
     if column is None:
+        empty = next((name for name in _QUESTIONS if row.get(name) in ("", [])), None)
+        if empty is not None:
+            raise DataError(f"{where} has an empty {empty}; give it some text")
         has = ", ".join(sorted(map(str, row))) or "nothing"
         raise DataError(
             f"{where} has no prompt: it holds {has}; one of {', '.join(_QUESTIONS)} is needed"
@@ -236,13 +241,22 @@ def _messages(value: Any, where: str) -> tuple[Message, ...]:
         match turn:
             case {"role": str(role), "content": str(content)}:
                 turns.append(Message(role, content))
+            case {"role": str(role), "content": [*parts]} if all(map(_is_text, parts)):
+                turns.append(Message(role, "".join(part["text"] for part in parts)))
             case _:
                 raise DataError(f"{where} has a turn that is not a role and a text: {turn!r:.80}")
     while turns and turns[-1].role == "assistant":  # the reference answer, not part of the prompt
         turns.pop()
     if not turns:
         raise DataError(f"{where} has no turn of a user")
+    if not any(turn.content.strip() for turn in turns):
+        raise DataError(f"{where} has no text in any turn")
     return tuple(turns)
+
+
+def _is_text(part: object) -> bool:
+    """Whether a part of a turn's content is text, as chats with pictures write it."""
+    return isinstance(part, Mapping) and isinstance(cast(Mapping[str, Any], part).get("text"), str)
 
 
 def _answer(row: Mapping[str, Any], where: str) -> tuple[str | None, str | None]:
@@ -250,7 +264,9 @@ def _answer(row: Mapping[str, Any], where: str) -> tuple[str | None, str | None]
     match value:
         case None:
             return None, None
-        case str() | bool() | int() | float():
+        case float() if value.is_integer():  # a table with gaps keeps its integers so
+            return column, str(int(value))
+        case str() | bool() | int() | float() | Decimal() | date():
             return column, str(value)
         case list() | dict():
             return column, json.dumps(value, ensure_ascii=False, default=str)
@@ -263,6 +279,8 @@ def _answer(row: Mapping[str, Any], where: str) -> tuple[str | None, str | None]
 
 def _id(row: Mapping[str, Any], where: str) -> tuple[str | None, str | None]:
     column, value = _first(row, _IDS)
+    if isinstance(value, float) and value.is_integer():  # as above
+        value = int(value)
     if value is not None and (isinstance(value, bool) or not isinstance(value, str | int)):
         raise DataError(f"{where}: its {column} is {type(value).__name__}; an id is text or an int")
     return column, None if value is None else str(value)

@@ -1,8 +1,13 @@
-"""Prompts as the token ids a model reads."""
+"""Prompts as the token ids a model reads.
 
+A chat template is a program that came with a model. It runs sandboxed by transformers, and in a
+process of its own that is killed where it does not end.
+"""
+
+import json
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import cast
@@ -10,9 +15,14 @@ from typing import cast
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tutelage.config import PromptFormat
+from tutelage.data.worker_pool import WorkerPool
 from tutelage.errors import DataError, UsageError
 from tutelage.models.facts import own_template
 from tutelage.types import Message, Prompt, RenderedPrompt
+
+DEADLINE_S = 10.0
+"""Processor seconds for one prompt's template."""
+_CHATS = 64  # of one job
 
 _PLACE = re.compile(r"\{([^\W\d]\w*)\}")
 
@@ -31,11 +41,12 @@ def render(
         UsageError: chat prompts for a tokenizer without a chat template.
         DataError: a prompt that the template refuses, or that has no token.
     """
-    kept: list[RenderedPrompt] = []
-    for prompt in prompts:
-        ids = render_one(prompt, tokenizer, settings, use_chat_template, role)
-        if len(ids) <= max_prompt_tokens:
-            kept.append(RenderedPrompt(prompt=prompt, ids=ids))
+    every = render_all(prompts, tokenizer, settings, use_chat_template, role)
+    kept = [
+        RenderedPrompt(prompt=prompt, ids=ids)
+        for prompt, ids in zip(prompts, every, strict=True)
+        if len(ids) <= max_prompt_tokens
+    ]
     return kept, len(prompts) - len(kept)
 
 
@@ -46,41 +57,104 @@ def render_one(
     use_chat_template: bool = True,
     role: str = "student",
 ) -> tuple[int, ...]:
-    """Token ids of one prompt as the model `role` reads it.
+    """Token ids of one prompt as the model `role` reads it; as `render_all`."""
+    (ids,) = render_all([prompt], tokenizer, settings, use_chat_template, role)
+    return ids
+
+
+def render_all(
+    prompts: Sequence[Prompt],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: PromptFormat,
+    use_chat_template: bool = True,
+    role: str = "student",
+) -> list[tuple[int, ...]]:
+    """Token ids of each prompt as the model `role` reads it.
 
     Plain text goes through the chat template as one user turn where there is a
     template, and is tokenised as it stands where there is none.
+
+    Raises:
+        UsageError, DataError: as `render`.
     """
-    prompt = worded(prompt, settings, role)
+    prompts = [worded(prompt, settings, role) for prompt in prompts]
     template = chat_template(tokenizer, settings.chat_template, role)
-    if prompt.messages and template is None:
+    chat = next((prompt for prompt in prompts if prompt.messages), None)
+    if template is None and chat is not None:
         raise UsageError(
-            f"prompt {prompt.id!r} is a chat, but the {role}'s tokenizer has no chat template; "
+            f"prompt {chat.id!r} is a chat, but the {role}'s tokenizer has no chat template; "
             f"use plain-text prompts, or name one with {role}.chat_template"
         )
-    if prompt.messages or (template is not None and use_chat_template):
-        turns = prompt.messages or (Message("user", prompt.text),)
-        messages = [{"role": turn.role, "content": turn.content} for turn in turns]
-        try:
-            text = tokenizer.apply_chat_template(
-                messages,
-                chat_template=template,
-                tokenize=False,
-                add_generation_prompt=True,
-                **settings.template,
-            )
-        except Exception as error:  # templates raise whatever they like
-            raise DataError(
-                f"the {role}'s chat template cannot render prompt {prompt.id!r}: {error}"
-            ) from None
-        ids = tokenizer(cast(str, text), add_special_tokens=False)["input_ids"]
-    else:
-        ids = tokenizer(prompt.text)["input_ids"]
-        if ids and ids[-1] == tokenizer.eos_token_id:  # nothing follows an end of sequence
-            ids = ids[:-1]
-    if not ids:
-        raise DataError(f"prompt {prompt.id!r} renders to no token; give it some text")
-    return tuple(cast(list[int], ids))
+    chats: list[Prompt] = []
+    if template is not None:
+        chats = [p for p in prompts if p.messages or use_chat_template]
+    texts = iter(_rendered_chats(chats, template or "", tokenizer, settings, role))
+    every: list[tuple[int, ...]] = []
+    for prompt in prompts:
+        if template is not None and (prompt.messages or use_chat_template):
+            ids = tokenizer(next(texts), add_special_tokens=False)["input_ids"]
+        else:
+            ids = tokenizer(prompt.text)["input_ids"]
+            if ids and ids[-1] == tokenizer.eos_token_id:  # nothing follows an end of sequence
+                ids = ids[:-1]
+        if not ids:
+            raise DataError(f"prompt {prompt.id!r} renders to no token; give it some text")
+        every.append(tuple(cast(list[int], ids)))
+    return every
+
+
+def _rendered_chats(
+    chats: Sequence[Prompt],
+    template: str,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: PromptFormat,
+    role: str,
+) -> list[str]:
+    """The text of each chat, plain text as one user turn.
+
+    Raises:
+        DataError: a chat that the template refuses, or on which it does not end.
+    """
+    asked = {
+        "template": template,
+        "arguments": {**tokenizer.special_tokens_map, **settings.template},
+        "today": None if settings.today is None else settings.today.isoformat(),
+    }
+
+    def job(part: Sequence[Prompt]) -> bytes:
+        turns = [prompt.messages or (Message("user", prompt.text),) for prompt in part]
+        told = {"chats": [[asdict(turn) for turn in chat] for chat in turns], **asked}
+        return json.dumps(told, default=str).encode()
+
+    parts = [chats[i : i + _CHATS] for i in range(0, len(chats), _CHATS)]
+    texts: list[str] = []
+    for part in parts:
+        (answer,) = _templates().ask([job(part)])
+        if answer is None:  # which of them does not end?
+            answer = []
+            for prompt in part:
+                (alone,) = _templates().ask([job([prompt])])
+                answer += alone or [(None, f"it has not ended after {DEADLINE_S:g} s")]
+                if alone is None:
+                    break
+        for prompt, (text, error) in zip(part, answer, strict=False):
+            if text is None:
+                raise DataError(
+                    f"the {role}'s chat template cannot render prompt {prompt.id!r}: {error}"
+                )
+            texts.append(text)
+    return texts
+
+
+@cache
+def _templates() -> WorkerPool:
+    return WorkerPool(
+        "tutelage.data.template_worker",
+        setting="chat templates",
+        deadline_s=DEADLINE_S,
+        size=1,
+        quiet=True,
+    )
 
 
 def worded(prompt: Prompt, settings: PromptFormat, role: str) -> Prompt:

@@ -82,7 +82,10 @@ def _json(path: Path, text: str) -> Iterator[Row]:
     try:
         rows = json.loads(text) if text.strip() else []
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON: {error}") from None
+        lines = (
+            "; a file with one row a line is called .jsonl" if "Extra data" in str(error) else ""
+        )
+        raise DataError(f"{path} is not JSON: {error}{lines}") from None
     if not isinstance(rows, list):
         raise DataError(f"{path} holds one {type(rows).__name__}; a list of rows is needed")
     yield from ((f"{path}, row {i}", row) for i, row in enumerate(rows, 1))

@@ -8,13 +8,14 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
-from typing import Any, cast
+from functools import lru_cache
+
+import regex
 
 from tutelage import config as c
 from tutelage.data.final_answer import final_answer, reference_answer, same_text
-from tutelage.data.judge_pool import Fault, JudgePool
 from tutelage.data.sources import REASONING_GYM
+from tutelage.data.worker_pool import Fault, WorkerPool
 from tutelage.errors import DataError, MachineError, UsageError
 from tutelage.types import Prompt, Rollout
 
@@ -37,6 +38,9 @@ class Verifier(ABC):
         """The verdict on one completion."""
         return self.many([(prompt, text)])[0]
 
+
+PATTERN_DEADLINE_S = 1.0
+"""Processor seconds for one search of a pattern; a nested repetition can take for ever."""
 
 # A minus right after a digit or a letter is no sign: `3-4`.
 _NUMBER = re.compile(r"(?:(?<![^\W_])-)?(?:\d[\d,]*\.?\d*(?:[eE][-+]?\d+)?|\.\d+)")
@@ -93,28 +97,14 @@ def make_verifier(settings: c.Verifier) -> Verifier:
             )
         case c.Numeric():
             return _OneByOne(_numeric, lambda text: bool(_numbers(text)))
-        case c.Pattern(pattern=pattern):
-            try:
-                compiled = re.compile(pattern)
-            except re.error as error:
-                raise UsageError(
-                    f"data.verifier.pattern {pattern!r} is no regular expression: {error}"
-                ) from None
-            if compiled.groups != 1:
-                raise UsageError(
-                    f"data.verifier.pattern {pattern!r} has {compiled.groups} groups; exactly one "
-                    "must capture the answer"
-                )
-            return _OneByOne(
-                lambda prompt, text: _pattern(compiled, prompt, text),
-                lambda text: compiled.search(text) is not None,
-            )
+        case c.Pattern():
+            return PatternVerifier(settings)
         case c.Math():
             return MathVerifier(settings)
         case c.Function():
             return FunctionVerifier(settings)
-        case c.ReasoningGym(threshold=threshold):
-            return _OneByOne(lambda prompt, text: _reasoning_gym(prompt, text, threshold))
+        case c.ReasoningGym():
+            return ReasoningGymVerifier(settings)
 
 
 def judge(rollouts: Sequence[Rollout], verify: Verify) -> list[Rollout]:
@@ -179,9 +169,46 @@ def _ascii_minus(text: str) -> str:
     return text.replace("\N{MINUS SIGN}", "-")
 
 
-def _pattern(compiled: re.Pattern[str], prompt: Prompt, text: str) -> float:
-    found = compiled.search(text)
-    return float(found is not None and found.group(1) == prompt.answer)
+class PatternVerifier(Verifier):
+    """Compares what a regular expression finds; a search that does not end is unknown.
+
+    Raises:
+        UsageError: it is no regular expression with one group.
+    """
+
+    def __init__(self, settings: c.Pattern) -> None:
+        pattern = settings.pattern
+        try:
+            self.compiled = regex.compile(pattern)
+        except regex.error as error:
+            raise UsageError(
+                f"data.verifier.pattern {pattern!r} is no regular expression: {error}"
+            ) from None
+        if self.compiled.groups != 1:
+            raise UsageError(
+                f"data.verifier.pattern {pattern!r} has {self.compiled.groups} groups; exactly one "
+                "must capture the answer"
+            )
+        # A text is searched for its verdict and again for its form.
+        self.found = lru_cache(maxsize=4096)(self._search)
+
+    def many(self, pairs: Sequence[tuple[Prompt, str]]) -> list[float | None]:
+        """The verdicts on prompts and completions."""
+        found = [(prompt, self.found(text)) for prompt, text in pairs]
+        return [None if f is None else float(f == (prompt.answer,)) for prompt, f in found]
+
+    def has_answer(self, text: str) -> bool | None:
+        """Whether the pattern is found; None where the search does not end."""
+        found = self.found(text)
+        return None if found is None else bool(found)
+
+    def _search(self, text: str) -> tuple[str | None, ...] | None:
+        """The group of the first match, nothing where there is none; None at the deadline."""
+        try:
+            match = self.compiled.search(text, timeout=PATTERN_DEADLINE_S)
+        except TimeoutError:
+            return None
+        return () if match is None else (match.group(1),)
 
 
 # --- mathematics -----------------------------------------------------------------------------
@@ -199,7 +226,7 @@ class MathVerifier(Verifier):
             raise MachineError(
                 "data.verifier math needs math-verify; pip install 'tutelage[verify]'"
             )
-        self.pool = JudgePool(
+        self.pool = WorkerPool(
             "tutelage.data.math_worker",
             setting="data.verifier math",
             deadline_s=settings.deadline_s,
@@ -225,7 +252,7 @@ class MathVerifier(Verifier):
                 verdicts[place] = 1.0
             else:
                 jobs[place] = json.dumps([reference, found.text, found.is_formula]).encode()
-        compared = self.pool.judge(list(jobs.values()))
+        compared = self.pool.ask(list(jobs.values()))
         for place, verdict in zip(jobs, compared, strict=True):
             assert not isinstance(verdict, Fault)  # it has none to tell
             verdicts[place] = verdict
@@ -254,7 +281,7 @@ class FunctionVerifier(Verifier):
             raise UsageError(
                 f"{self.setting} names no function; write package.module:name or file.py:name"
             )
-        self.pool = JudgePool(
+        self.pool = WorkerPool(
             "tutelage.data.function_worker",
             settings.path,
             setting=self.setting,
@@ -272,7 +299,7 @@ class FunctionVerifier(Verifier):
             UsageError: the function raises, or returns no verdict.
         """
         verdicts: list[float | None] = []
-        told = self.pool.judge([pickle.dumps(pair) for pair in pairs])
+        told = self.pool.ask([pickle.dumps(pair) for pair in pairs])
         for (prompt, text), verdict in zip(pairs, told, strict=True):
             if isinstance(verdict, Fault):
                 raise UsageError(
@@ -286,18 +313,36 @@ class FunctionVerifier(Verifier):
 # --- reasoning-gym ---------------------------------------------------------------------------
 
 
-def _reasoning_gym(prompt: Prompt, text: str, threshold: float) -> float:
-    entry: dict[str, Any] = prompt.metadata["entry"]
-    scorer = _scorer(prompt.metadata["reasoning_gym"])
-    return float(scorer(answer=text.strip(), entry=entry) >= threshold)
+class ReasoningGymVerifier(Verifier):
+    """The scorer of each prompt's generator, in processes that can be killed.
 
+    Raises:
+        MachineError: reasoning-gym is not installed.
+    """
 
-@cache
-def _scorer(name: str) -> Callable[..., float]:
-    try:
-        from reasoning_gym import get_score_answer_fn
-    except ImportError:
-        raise MachineError(
-            "reasoning_gym verification needs the package; pip install 'tutelage[verify]'"
-        ) from None
-    return cast(Callable[..., float], get_score_answer_fn(name))
+    def __init__(self, settings: c.ReasoningGym) -> None:
+        if importlib.util.find_spec("reasoning_gym") is None:
+            raise MachineError(
+                "reasoning_gym verification needs the package; pip install 'tutelage[verify]'"
+            )
+        self.threshold = settings.threshold
+        self.pool = WorkerPool(
+            "tutelage.data.reasoning_gym_worker",
+            setting="data.verifier reasoning_gym",
+            deadline_s=settings.deadline_s,
+            size=settings.workers,
+            quiet=True,
+        )
+
+    def many(self, pairs: Sequence[tuple[Prompt, str]]) -> list[float | None]:
+        """The verdicts on prompts and completions, scored in parallel.
+
+        None is a scorer that was stopped or failed.
+        """
+        scores = self.pool.ask(
+            [
+                pickle.dumps((p.metadata["reasoning_gym"], text.strip(), p.metadata["entry"]))
+                for p, text in pairs
+            ]
+        )
+        return [None if score is None else float(score >= self.threshold) for score in scores]

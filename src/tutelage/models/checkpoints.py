@@ -5,17 +5,18 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tutelage.config import LocalModelConfig
+from tutelage.config import LocalModelConfig, PromptFormat
 from tutelage.config.base import AnySection, Section
 from tutelage.errors import ServerError, UsageError
 
 _WEIGHTS = "model*.safetensors"  # what transformers loads; optimizer states stand beside it
 _ADAPTER, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # Nothing else is fetched from a hub: no pickles, no code, no second copies in other formats.
 _FETCHED = ["*.json", "*.jinja", "*.txt", "tokenizer*.model", _WEIGHTS, _ADAPTER_WEIGHTS]
@@ -185,7 +186,7 @@ def locate(path: str, role: str, revision: str | None = None) -> Path:
                 f"({revision}); leave it out, or move away to mean the model of that name on a hub"
             )
         return folder
-    if not _HUB_ID.fullmatch(path):
+    if not HUB_ID.fullmatch(path):
         raise UsageError(
             f"{role} model: there is no directory {path}; give the path of a downloaded model, or "
             "owner/name of one on a hub"
@@ -219,27 +220,31 @@ def locate(path: str, role: str, revision: str | None = None) -> Path:
 
 def is_hub_id(path: str) -> bool:
     """Whether `path` means a model on a hub: it is written so, and no directory is there."""
-    return not Path(path).expanduser().is_dir() and _HUB_ID.fullmatch(path) is not None
+    return not Path(path).expanduser().is_dir() and HUB_ID.fullmatch(path) is not None
 
 
-def pin_revisions(config: AnySection) -> AnySection:
-    """The settings with the commit of every model that is on a hub, fetched where it is not here.
+def pin_models(config: AnySection) -> AnySection:
+    """The settings with what would move: the commit of every model that is on a hub, and the day.
+
+    Models that are not here are fetched.
 
     Raises:
         TutelageError: as `locate`.
     """
 
-    def pin(place: str, model: LocalModelConfig) -> LocalModelConfig:
+    def pinned(place: str, model: LocalModelConfig) -> LocalModelConfig:
+        if isinstance(model, PromptFormat) and model.today is None:
+            model = model.model_copy(update={"today": date.today()})
         if not is_hub_id(model.path):
             return model
         folder = locate(model.path, place, model.revision)
         return model.model_copy(update={"revision": folder.name})
 
-    return _with_models(config, pin)
+    return _with_models(config, pinned)
 
 
-def keep_revisions(config: AnySection, saved: Section) -> AnySection:
-    """The settings with the commits that `saved` recorded, where they leave the commit open."""
+def keep_pinned(config: AnySection, saved: Section) -> AnySection:
+    """The settings with the commits and days that `saved` recorded, where they leave them open."""
     recorded: dict[str, LocalModelConfig] = {}
 
     def note(place: str, model: LocalModelConfig) -> LocalModelConfig:
@@ -248,6 +253,8 @@ def keep_revisions(config: AnySection, saved: Section) -> AnySection:
 
     def keep(place: str, model: LocalModelConfig) -> LocalModelConfig:
         before = recorded.get(place)
+        if isinstance(before, PromptFormat) and isinstance(model, PromptFormat):
+            model = model.model_copy(update={"today": model.today or before.today})
         if before is None or before.path != model.path or _COMMIT.fullmatch(model.revision or ""):
             return model
         return model.model_copy(update={"revision": before.revision})

@@ -328,7 +328,8 @@ def require_decodable(local: LocalModel, name: str) -> None:
 def _logprobs_of(local: LocalModel, prompt: tuple[int, ...], ids: tuple[int, ...]) -> Tensor:
     """Log-probabilities of `ids` after `prompt`, read in one pass without padding."""
     sequence = torch.tensor([prompt + ids], device=local.device)
-    logits = local.model(input_ids=sequence, use_cache=False).logits[0, len(prompt) - 1 : -1]
+    logits: Tensor = local.model(input_ids=sequence, use_cache=False).logits
+    logits = logits[0, len(prompt) - 1 : -1]
     logprobs = logits[:, : local.vocabulary].float().log_softmax(-1)
     return logprobs.gather(-1, sequence[0, len(prompt) :, None]).squeeze(-1).cpu()
 

@@ -1,6 +1,6 @@
-"""Processes that judge, each killed at the deadline of its job.
+"""Processes that work for us, each killed at the deadline of its job.
 
-A deadline is processor time, so that a busy machine makes no verdict unknown: the kernel ends
+A deadline is processor time, so that a busy machine makes nothing unknown: the kernel ends
 a worker that has used it up. One that waits without computing is killed by the clock.
 """
 
@@ -15,9 +15,9 @@ import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
-from typing import IO, NamedTuple, cast
+from typing import IO, Any, NamedTuple, cast
 
-from tutelage.data.judge_worker import READY
+from tutelage.data.worker import READY
 from tutelage.errors import MachineError, UsageError
 
 _START_S = 120.0  # math-verify takes 1.3 s to import on an idle core
@@ -32,8 +32,8 @@ class Fault(NamedTuple):
     """The end of a sentence that begins with the setting."""
 
 
-class JudgePool:
-    """Judges jobs in parallel; a hanging or dying one costs its own verdict alone.
+class WorkerPool:
+    """Does jobs in parallel; a hanging or dying one costs its own answer alone.
 
     Processes start when they are first needed, and end with the pool or with this process.
     Several threads may use one pool; a forked process gets its own workers.
@@ -51,7 +51,7 @@ class JudgePool:
         """A pool without processes.
 
         Args:
-            worker: module that calls `judge_worker.serve`.
+            worker: module that calls `worker.serve`.
             arguments: what it reads in `sys.argv[2:]`.
             setting: the setting that asks for it, for messages.
             deadline_s: most seconds of processor time for one job.
@@ -86,10 +86,10 @@ class JudgePool:
             while not any(worker.is_ready for worker in self._workers):
                 self._receive([])
 
-    def judge(self, jobs: Sequence[bytes]) -> list[float | Fault | None]:
-        """The verdict on each; None at the deadline, after a crash, or where it cannot be told.
+    def ask(self, jobs: Sequence[bytes]) -> list[Any]:
+        """What each gives, or a `Fault`; None is unknown, stopped at the deadline, or crashed.
 
-        Equal jobs are judged once.
+        Equal jobs are done once.
 
         Raises:
             UsageError: a worker says why it cannot work.
@@ -98,8 +98,8 @@ class JudgePool:
         distinct = list(dict.fromkeys(jobs))
         with self._lock, self._ended_by_an_error():
             self._adopt()
-            verdicts = dict(zip(distinct, self._judge(distinct), strict=True))
-        return [verdicts[job] for job in jobs]
+            answers = dict(zip(distinct, self._ask(distinct), strict=True))
+        return [answers[job] for job in jobs]
 
     def close(self) -> None:
         """End the workers; they start again if they are needed."""
@@ -122,8 +122,8 @@ class JudgePool:
             self._finalizer.detach()
             self._finalizer = weakref.finalize(self, _end, self._workers, self._pid)
 
-    def _judge(self, jobs: Sequence[bytes]) -> list[float | Fault | None]:
-        verdicts: list[float | Fault | None] = [None] * len(jobs)
+    def _ask(self, jobs: Sequence[bytes]) -> list[Any]:
+        answers: list[Any] = [None] * len(jobs)
         waiting = deque(range(len(jobs)))
         while len(self._workers) < min(self.size, len(jobs)):
             self._workers.append(self._worker())
@@ -134,10 +134,10 @@ class JudgePool:
                         worker.take(waiting.popleft(), jobs, self.deadline_s)
                     else:  # it died between two jobs
                         self._replace(place)
-            self._receive(verdicts)
-        return verdicts
+            self._receive(answers)
+        return answers
 
-    def _receive(self, verdicts: list[float | Fault | None]) -> None:
+    def _receive(self, answers: list[Any]) -> None:
         """Wait for a word or a deadline; replace workers that are gone or late."""
         active = [w for w in self._workers if w.job is not None or not w.is_ready]
         left = min(worker.until for worker in active) - time.monotonic()
@@ -149,21 +149,19 @@ class JudgePool:
                 except (EOFError, OSError):
                     self._replace(place)
                     continue
-                self._take_word(worker, word, verdicts)
+                self._take_word(worker, word, answers)
             elif worker in active and time.monotonic() >= worker.until:
                 self._replace(place)
 
-    def _take_word(
-        self, worker: "_Worker", word: bytes, verdicts: list[float | Fault | None]
-    ) -> None:
+    def _take_word(self, worker: "_Worker", word: bytes, answers: list[Any]) -> None:
         if word == READY:
             worker.is_ready, self._failed_starts = True, 0
             return
         said = json.loads(word)
-        verdict = Fault(said["fault"]) if isinstance(said, dict) else said
+        answer = Fault(said["fault"]) if isinstance(said, dict) else said
         if worker.job is None:
-            raise UsageError(f"{self.setting}{verdict.told}")
-        verdicts[worker.job], worker.job = verdict, None
+            raise UsageError(f"{self.setting}{answer.told}")
+        answers[worker.job], worker.job = answer, None
 
     def _worker(self) -> "_Worker":
         return _Worker(self.command, self._folder, self.quiet)

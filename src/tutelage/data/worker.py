@@ -1,33 +1,39 @@
-"""The inside of a process that judges; the pool in `judge_pool.py` starts and kills it.
+"""The inside of a process that works for us; the pool in `worker_pool.py` starts and kills it.
 
-It reads jobs from stdin and answers each with a word of JSON on stdout: a number, null for
-unknown, or a fault. It imports nothing heavy, so it is quick to replace.
+It reads jobs from stdin and answers each with a word of JSON on stdout: what the job gives, null
+for unknown, or a fault. It imports nothing heavy, so it is quick to replace.
 """
 
+import contextlib
 import json
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from typing import Any
 
 READY = b'"ready"'
+
+Judge = Callable[[bytes], Any]
+"""What becomes of a job: any value of JSON but an object."""
 
 
 class Refused(Exception):
     """What the pool is to tell the user: the work, or one job, cannot be done."""
 
 
-def serve(prepare: Callable[[], Callable[[bytes], float | None]]) -> None:
+def serve(prepare: Callable[[], Judge]) -> None:
     """Answer jobs until stdin is closed.
 
     Args:
         prepare: imports and compiles everything, before any clock runs, and gives the function
-            that judges a job. Both may raise `Refused`.
+            that does a job. Both may raise `Refused`.
     """
     jobs = Connection(os.dup(0), writable=False)
     words = Connection(os.dup(1), readable=False)
-    # Whatever the judge prints must not be taken for a verdict, nor jobs for its input.
+    # Whatever a job prints must not be taken for a word, nor jobs for its input.
     os.dup2(2, 1)
     sys.stdout = sys.stderr  # line by line, so that a process that is killed has told
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -51,6 +57,12 @@ def serve(prepare: Callable[[], Callable[[bytes], float | None]]) -> None:
             word = _fault(refusal)
         signal.setitimer(signal.ITIMER_PROF, 0)
         words.send_bytes(word)
+
+
+def limit_memory(size: int) -> None:
+    """Let this process hold at most so many bytes of its own; more is a `MemoryError`."""
+    with contextlib.suppress(OSError, ValueError):  # a system may refuse; the deadline holds
+        resource.setrlimit(resource.RLIMIT_DATA, (size, size))
 
 
 def _fault(refusal: Refused) -> bytes:
