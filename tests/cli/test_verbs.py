@@ -1,6 +1,7 @@
 """plan, eval, report and help as a user calls them."""
 
 import json
+import re
 import resource
 import shutil
 import subprocess
@@ -116,8 +117,15 @@ def test_train_help_names_every_setting():
     result = subprocess.run(
         [sys.executable, "-m", "tutelage", "train", "--help"], capture_output=True, text=True
     )
+    page = result.stdout.replace(".NAME", "")
+    named = set(re.findall(r"^  --(\S+)  ", page, re.M))
+    told_elsewhere = {flag.removesuffix("*") for flag in named if flag.endswith(".*")}
     for key in config_keys():
-        assert f"--{key}" in result.stdout
+        assert key.removesuffix(".type") in named or key.startswith(tuple(told_elsewhere)), key
+    assert {f"{flag}*" for flag in told_elsewhere} < named
+    for place in set(re.findall(r"As --(\S+?)\.\*", " ".join(page.split()))):
+        assert place in ("student", "objective")
+    assert len(page.splitlines()) < 300
     undocumented = [key for key, text in config_keys().items() if not text]
     assert undocumented == [k for k in undocumented if k.endswith(".type")]
 

@@ -59,9 +59,9 @@ def settings_help() -> str:
 
 def write_settings_help() -> str:
     """The text of `settings.txt`, from the config itself; `make settings-help` writes it."""
-    from tutelage.config import config_keys
+    from tutelage.config.describing import settings_page
 
-    return "".join(f"  --{key}  {text}".rstrip() + "\n" for key, text in config_keys().items())
+    return settings_page()
 
 
 def _prog(verb: Callable[..., Any]) -> str:

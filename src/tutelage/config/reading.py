@@ -163,7 +163,7 @@ def config_keys(section: type[Section] = Config, prefix: str = "") -> dict[str, 
     """Every dotted key with its description, for help pages and suggestions."""
     keys: dict[str, str] = {}
     for name, info in section.model_fields.items():
-        parts = _sections_of(info.annotation)
+        parts = sections_of(info.annotation)
         if not parts:
             keys[prefix + name] = info.description or ""
         for part in parts:
@@ -171,10 +171,11 @@ def config_keys(section: type[Section] = Config, prefix: str = "") -> dict[str, 
     return keys
 
 
-def _sections_of(annotation: Any) -> list[type[Section]]:
+def sections_of(annotation: Any) -> list[type[Section]]:
+    """The sections that a field's type can hold, in their order."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return [annotation]
-    return [section for inner in get_args(annotation) for section in _sections_of(inner)]
+    return [section for inner in get_args(annotation) for section in sections_of(inner)]
 
 
 def _pairs(words: Sequence[str]) -> list[tuple[str, Any]]:
@@ -249,7 +250,7 @@ def _field_path(location: tuple[int | str, ...], root: type[Section]) -> tuple[l
         branch = [s for s in inside if part in (s.__name__, _tag(s))]
         if part in fields:
             path.append(part)
-            inside = _sections_of(fields[part].annotation)
+            inside = sections_of(fields[part].annotation)
         elif branch:
             inside = branch
         elif not part.startswith("literal["):

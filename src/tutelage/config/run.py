@@ -46,7 +46,17 @@ class Pattern(Section):
     """A Python regular expression with one group."""
 
 
-class Math(Section):
+class _InProcesses(Section):
+    """A verifier that judges in processes of its own."""
+
+    deadline_s: PositiveFloat = 5.0
+    """Processor seconds after which an answer is given up and counts as unknown; ten times that by
+    the clock."""
+    workers: PositiveInt = 2
+    """Most processes that judge at once."""
+
+
+class Math(_InProcesses):
     """The final answer equals the reference as mathematics, by math-verify in processes of its own.
 
     The final answer is the last \\boxed{}, else the last line marked `Answer:`, `answer is` or
@@ -54,13 +64,9 @@ class Math(Section):
     """
 
     type: Literal["math"] = "math"
-    deadline_s: PositiveFloat = 5.0
-    """Processor seconds after which a comparison is stopped and counts as unknown."""
-    workers: PositiveInt = 2
-    """Most processes that compare at once."""
 
 
-class Function(Section):
+class Function(_InProcesses):
     """A function of your own: (prompt, completion text) -> 1 right, 0 wrong, None unknown.
 
     It runs in processes of its own.
@@ -69,23 +75,14 @@ class Function(Section):
     type: Literal["function"] = "function"
     path: str
     """package.module:name or file.py:name."""
-    deadline_s: PositiveFloat = 5.0
-    """Processor seconds after which an answer is given up and counts as unknown; ten times that by
-    the clock."""
-    workers: PositiveInt = 2
-    """Most processes that judge at once; each imports the module."""
 
 
-class ReasoningGym(Section):
+class ReasoningGym(_InProcesses):
     """The scorer of the reasoning-gym dataset that the prompts come from."""
 
     type: Literal["reasoning_gym"] = "reasoning_gym"
     threshold: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Score from which an answer counts as right."""
-    deadline_s: PositiveFloat = 5.0
-    """Processor seconds after which a score is given up and counts as unknown."""
-    workers: PositiveInt = 2
-    """Most processes that score at once."""
 
 
 Verifier = Annotated[
