@@ -148,7 +148,7 @@ def push(run: str | Path, repository: str, *, public: bool = False) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import LocalTokenNotFoundError
 
-    api = HfApi()
+    api = HfApi(token=True)  # asks for a login before it asks the network
     try:
         api.create_repo(repository, private=not public, exist_ok=True)
         return str(

@@ -37,7 +37,7 @@ from tutelage.config import (
 )
 from tutelage.credit import gate_weights, pass_rate_weights
 from tutelage.data.verify import judge
-from tutelage.errors import GuardStop, Interrupted, Preempted, UsageError
+from tutelage.errors import GuardStop, Interrupted, Preempted, ServerError, UsageError
 from tutelage.evaluation import evaluate, write_questions
 from tutelage.gradient import accumulate, measure
 from tutelage.metrics import (
@@ -637,6 +637,11 @@ class Trainer:
         elif record["kind"] == "probe":
             self.probes.append(record)
         self.observer(record)
+
+    def note_server_failure(self, error: ServerError) -> None:
+        """Keep what ended the run, and the tries before it."""
+        self.server_record()
+        self.run.log_event("server_failed", step=self.step, text=str(error))
 
     def server_record(self) -> Record:
         """What the servers needed since the last record; faults that passed are events."""

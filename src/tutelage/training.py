@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tutelage.config import Config
-from tutelage.errors import UsageError
+from tutelage.errors import ServerError, UsageError
 from tutelage.metrics import Record
 from tutelage.runs.directory import full_disk_told
 from tutelage.runs.interrupts import Interrupts
@@ -61,7 +61,11 @@ def train(
             else Trainer.start(config, observer, overwrite)
         )
         with Interrupts() as interrupts:
-            outcome = run_steps(trainer, interrupts)
+            try:
+                outcome = run_steps(trainer, interrupts)
+            except ServerError as error:
+                trainer.note_server_failure(error)
+                raise
         student = trainer.write_student()
         trainer.run.log_event("end", outcome=outcome, step=trainer.step)
     evaluations = list(trainer.evaluations.values())

@@ -110,6 +110,13 @@ def test_a_template_that_refuses_a_row_names_side_and_row(write, tmp_path, capsy
     assert "Traceback" not in err
 
 
+def test_a_wording_may_begin_with_the_question(write, capsys):
+    words = ["--teacher.user_prompt", "{question} Be brief: yes?", "--json"]
+    assert main(["preview", "-c", write(), *words]) == 0
+    (row, *_) = json.loads(capsys.readouterr().out)["rows"]
+    assert row["teacher"]["text"].endswith("? Be brief: yes?")
+
+
 def test_what_preview_refuses(write, capsys):
     assert main(["preview", "-c", write(), "-n", "0"]) == 2
     assert "at least one row" in capsys.readouterr().err

@@ -171,6 +171,9 @@ class FakeApi:
     asked: list = []
     fault: Exception | None = None
 
+    def __init__(self, *, token):
+        assert token is True
+
     def create_repo(self, repository, **wishes):
         if self.fault is not None:
             raise self.fault
@@ -227,7 +230,13 @@ def test_push_says_what_is_missing(settings, api, tmp_path):
         tutelage.push(result.run, "lab/mine")
 
 
-def test_push_offline_is_a_server_error(settings):
+def test_push_without_a_login_says_so_before_it_needs_a_network(settings, tmp_path, monkeypatch):
     result = train(settings(run={"steps": 1}))
-    with pytest.raises((ServerError, MachineError)):
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(MachineError, match="hf auth login"):
+        tutelage.push(result.run, "lab/mine")
+    monkeypatch.setenv("HF_TOKEN", "hf_of_nobody")
+    with pytest.raises(ServerError, match="not uploaded"):
         tutelage.push(result.run, "lab/mine")

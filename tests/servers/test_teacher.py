@@ -312,6 +312,24 @@ def test_a_retry_is_counted_recorded_and_told(settings, serve, gpt2_pair, tmp_pa
     assert any("asked again" in r.get("text", "") for r in told)
 
 
+def test_what_ended_a_run_at_a_server_and_the_tries_before_it_are_kept(
+    settings, serve, gpt2_pair, tmp_path
+):
+    fake = serve(gpt2_pair[1], max_logprobs=-1)
+    server = {"url": fake.url, "retries": 1}
+    config = settings(teacher={"path": str(gpt2_pair[1]), "server": server})
+
+    def break_down(record):
+        if record["kind"] == "eval":
+            fake.faults[SCORING] = [f.status(503, "engine died")] * 100
+
+    with pytest.raises(ServerError, match="engine died"):
+        train(config, observer=break_down)
+    events = read_jsonl(tmp_path / "run" / "events.jsonl")
+    assert [e["event"] for e in events][-2:] == ["server_retry", "server_failed"]
+    assert "engine died" in events[-1]["text"]
+
+
 def test_a_run_keeps_what_the_server_said_and_never_the_key(
     settings, serve, gpt2_pair, tmp_path, monkeypatch
 ):

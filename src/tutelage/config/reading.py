@@ -193,8 +193,18 @@ def _pairs(words: Sequence[str]) -> list[tuple[str, Any]]:
             if not rest:
                 raise UsageError(f"--{key} lacks a value; write --{key} VALUE")
             value = rest.pop(0)
-        pairs.append((key, _parse_yaml(value, f"--{key}")))
+        pairs.append((key, _flag_value(value, f"--{key}")))
     return pairs
+
+
+def _flag_value(text: str, origin: str) -> Any:
+    """A flag's value: YAML, or the text itself where that is none (`{question} Be brief.`)."""
+    try:
+        return _parse_yaml(text, origin)
+    except UsageError as error:
+        if isinstance(error.__context__, yaml.YAMLError):
+            return text
+        raise
 
 
 def _set(tree: dict[str, Any], key: str, value: Any) -> None:

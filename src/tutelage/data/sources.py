@@ -74,7 +74,9 @@ def _from_file(path: Path) -> Iterator[Row]:
 def _readable(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise DataError(f"prompts file {path} is not UTF-8 ({error}); save it as such") from None
+    except OSError as error:
         raise DataError(f"cannot read prompts file {path}: {error}") from None
 
 

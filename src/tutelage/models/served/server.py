@@ -169,7 +169,7 @@ class Server:
             seed=seed,
             # The stop ids of tutelage, and no others.
             ignore_eos=True,
-            stop_token_ids=sorted(stops),
+            stop_token_ids=sorted(i for i in stops if 0 <= i < vocabulary),
             logprobs=0,
         )
 
