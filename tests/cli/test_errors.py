@@ -398,7 +398,7 @@ def test_ctrl_c_says_how_to_go_on(base):
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert f"state saved; continue with tutelage train -c {base['run.dir']}" in err
     assert "--resume" in err
