@@ -141,9 +141,17 @@ def accumulate(
 
 @torch.no_grad()
 def measure(
-    models: Models, rollouts: Sequence[Rollout], *, micro_batch_size: int, overlap_k: int
+    models: Models,
+    rollouts: Sequence[Rollout],
+    *,
+    micro_batch_size: int,
+    overlap_k: int,
+    objective: c.Objective | None = None,
 ) -> tuple[TokenTable, Tensor]:
-    """Per-token metrics of given rollouts in order, and which rollout each token is of."""
+    """Per-token metrics of given rollouts in order, and which rollout each token is of.
+
+    An `objective` on a support adds what that support holds of the teacher's distribution.
+    """
     tables, rows = list[TokenTable](), list[Tensor]()
     for start in range(0, len(rollouts), micro_batch_size):
         batch, teacher_batch = _both_sides(rollouts[start : start + micro_batch_size])
@@ -153,7 +161,12 @@ def measure(
         for part in chunks(len(student), chunk_rows(models.student.vocabulary)):
             p = log_softmax_(models.student.head.logits(student[part]))
             q = teacher.at(part, p)
-            tables.append(_statistics(models, batch, part, p, q, last, overlap_k))
+            table = _statistics(models, batch, part, p, q, last, overlap_k)
+            if isinstance(objective, c.TopK):
+                sampled = batch.targets[part].to(p.device)
+                metrics = token_losses(objective, p, q, sampled).metrics
+                table |= {key: value.cpu() for key, value in metrics.items()}
+            tables.append(table)
         rows.append(batch.rows + start)
     return concatenate(tables), torch.cat(rows)
 

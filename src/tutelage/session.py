@@ -117,7 +117,7 @@ def prepare(config: Config, student_path: str | None = None) -> Session:
     verify = choose_verifier(config.data, [*prompts, *held_out])
     models = _load_models(config, student_path)
     sampler, servers = _connect(config, models)
-    _require_objective(config, models.student)
+    require_objective(config, models.student)
     rendered, too_long = [], []
     for part in (prompts, held_out):
         kept, dropped = render_both_sides(
@@ -302,7 +302,12 @@ def _notes_on_servers(config: Config) -> list[dict[str, Any]]:
     return notes
 
 
-def _require_objective(config: Config, student: LocalModel) -> None:
+def require_objective(config: Config, student: LocalModel) -> None:
+    """Refuse an objective that asks for more tokens than there are.
+
+    Raises:
+        UsageError: with the setting.
+    """
     objective = config.objective
     sizes = {
         "objective.k": getattr(objective, "k", None),

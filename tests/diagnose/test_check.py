@@ -90,6 +90,9 @@ def test_the_ranking_begins_with_the_one_that_helps_and_differences_are_paired(s
     assert found.ranking[0].teacher == "teacher"
     versus = found.differences["run"]["teacher - incompatible"]["advantage"]
     assert versus["interval"][0] > 0
+    versus = found.differences["run"]["teacher - same_data"]["accuracy"]
+    assert versus["paired"]
+    assert versus["interval"][0] > 0.3
 
 
 def test_a_student_as_its_own_teacher_is_sound_and_has_nothing_to_give(several):
@@ -102,7 +105,11 @@ def test_a_student_as_its_own_teacher_is_sound_and_has_nothing_to_give(several):
 def test_the_teacher_differs_from_its_baseline_in_the_students_eyes(several):
     look = by_name(several[0])["teacher", "run"]
     # The baseline is the student, so both distances are one, seen from either end.
-    assert look.baseline["kl_teacher_to_baseline"] > 0.05
+    assert look.baseline["kl_teacher_to_baseline"]["interval"][0] > 0.05
+    assert look.baseline["kl_student_to_baseline"]["value"] == pytest.approx(0, abs=1e-9)
+    # A paired test at the same tokens: the student is plainly nearer the baseline.
+    assert look.baseline["kl_difference"]["interval"][0] > 0
+    assert look.baseline["reward_difference"]["interval"][1] < 0
     assert any(r.name == "baseline" and "more helpful" in r.text for r in look.verdict.reasons)
 
 
@@ -110,6 +117,32 @@ def test_shares_of_kinds_of_token_are_shares(several):
     kinds = by_name(several[0])["teacher", "run"].kinds
     for key in ("tokens", "kl"):
         assert sum(part[key] for part in kinds.values()) == pytest.approx(1)
+    for part in kinds.values():
+        assert part["kl_interval"][0] <= part["kl"] <= part["kl_interval"][1]
+
+
+AT_STATES = """overlap/ratio overlap/advantage overlap/mass_student overlap/mass_teacher
+    overlap/empty_fraction entropy/student entropy/teacher entropy/gap kl/reverse kl/forward
+    reward/mean support/student_mass support/teacher_mass support/tail_loss""".split()
+OF_ROLLOUTS = """overlap/advantage_unnormalised reward/p01 reward/p99 reward/top1pct_share
+    sequence_reward sequence_reward/auroc rollout/length rollout/truncated rollout/repetition
+    rollout/eos_mass_student rollout/eos_mass_teacher""".split()
+
+
+def test_every_metric_of_a_step_is_there_by_position_and_with_its_interval(several):
+    look = by_name(several[0])["teacher", "run"]
+    assert set(AT_STATES + OF_ROLLOUTS) <= look.agreement.keys()
+    bins = look.positions["bins"]
+    for key in AT_STATES:
+        # The mean over all tokens is the mean over the bins, weighted by their tokens.
+        if f"{key}/count" in look.agreement:
+            continue  # undefined at some, which a bin does not count apart
+        parts = [(v, n) for v, n in zip(bins[key], bins["tokens"], strict=True) if v is not None]
+        total = sum(n for _, n in parts)
+        assert sum(v * n for v, n in parts) / total == pytest.approx(look.agreement[key], abs=1e-6)
+    for key in ("overlap/mass_student", "kl/reverse", "sequence_reward/auroc", "rollout/length"):
+        low, high = look.intervals[key]
+        assert low <= look.agreement[key] <= high
 
 
 def test_the_teacher_rescues_early_and_not_late(several):
@@ -127,7 +160,10 @@ def test_everything_is_in_the_file_and_nothing_undefined(several):
     assert [look["teacher"] for look in told["looks"]] == [look.teacher for look in found.looks]
     assert told["looks"][0]["positions"]["bins"]["kl/reverse"]
     assert told["student"]["run"]["accuracy"] == pytest.approx(0.33, abs=0.15)
-    assert "next: tutelage train -c run.yaml" in summary(found, "-c run.yaml")
+    assert told["student"]["run"]["entropy"] > 0
+    page = summary(found, ["-c", "run.yaml"])
+    assert "next: tutelage train -c run.yaml" in page
+    assert "the teacher helps until" in page
 
 
 def test_the_command_says_the_next_command_and_exits_by_the_verdict(settings, tmp_path, capsys):

@@ -171,9 +171,12 @@ def prepare_bench(config: Config) -> Bench:
 
 
 def candidates_of(
-    config: Config, student: LocalModel, teacher: Teacher | None = None
+    config: Config,
+    student: LocalModel,
+    teacher: Teacher | None = None,
+    without: Sequence[str] = (),
 ) -> list[Candidate]:
-    """All teachers of `align`; those of one path share their weights.
+    """All teachers of `align`, `without` some; those of one path share their weights.
 
     `teacher` is the run's, where it is loaded: then the student trains, and a teacher at its path
     is the student as it was.
@@ -188,6 +191,8 @@ def candidates_of(
         loaded[_weights(config.teacher)] = teacher
     found: list[Candidate] = []
     for name, settings in {"teacher": config.teacher, **config.align.teachers}.items():
+        if name in without:
+            continue
         role = "teacher" if name == "teacher" else f"align.teachers.{name}"
         key = _weights(settings)
         if key not in loaded:

@@ -1,6 +1,5 @@
 """tutelage check"""
 
-import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +19,7 @@ def run(words: Sequence[str]) -> int:
 def check(
     *,
     config: Annotated[Path | None, tyro.conf.arg(aliases=["-c"])] = None,
+    baseline: str | None = None,
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
     as_json: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
 ) -> Callable[[list[str]], int]:
@@ -32,6 +32,8 @@ def check(
 
     Args:
         config: YAML file with the settings.
+        baseline: the teacher before post-training, or a sibling trained on the student's data: can
+            the student tell them apart? Short for --check.baseline.path.
         output: file for everything that was measured, as JSON.
         as_json: print one JSON object on stdout.
     """
@@ -39,6 +41,8 @@ def check(
     def call(rest: list[str]) -> int:
         from tutelage.config import load_config
 
+        short = [] if baseline is None else ["--check.baseline.path", baseline]
+        rest = [*rest, *short]
         settings = load_config(config, rest)
 
         from tutelage.cli.progress import look_line, say
@@ -52,8 +56,7 @@ def check(
                 say(look_line(record))
 
         found = run_check(settings, output=output, observer=tell)
-        named = [] if config is None else ["-c", str(config)]
-        arguments = shlex.join([*named, *rest])
+        arguments = [*([] if config is None else ["-c", str(config)]), *rest]
         if as_json:
             print_json(found.to_dict() | {"next": found.next_command(arguments)})
         else:

@@ -33,7 +33,7 @@ class Continued:
     gain: float
     """Teacher minus student."""
     low: float
-    """Lower end of the gain's 95 % interval over answers."""
+    """Lower end of the gain's 95 % interval over questions."""
     high: float
     """Upper end."""
 
@@ -101,7 +101,10 @@ def right_shares(
 def compare_continuations(
     answers: Sequence[Rollout], depths: Sequence[float], student: np.ndarray, teacher: np.ndarray
 ) -> list[Continued]:
-    """Both sides' shares [answers, depths], by the verdict on the student's answer and by depth."""
+    """Both sides' shares [answers, depths], by the verdict on the student's answer and by depth.
+
+    Answers to one question are one unit.
+    """
     found: list[Continued] = []
     for outcome, verdict in (("wrong", 0.0), ("right", 1.0)):
         rows = np.array([answer.reward == verdict for answer in answers], dtype=bool)
@@ -110,13 +113,16 @@ def compare_continuations(
             known = ~np.isnan(own) & ~np.isnan(other)
             if not known.any():
                 continue
-            mine, theirs = own[known].tolist(), other[known].tolist()
+            names = [a.prompt.id for a, is_row in zip(answers, rows, strict=True) if is_row]
+            units = np.array(names)[known]
+            mine = [float(own[known][units == name].mean()) for name in dict.fromkeys(units)]
+            theirs = [float(other[known][units == name].mean()) for name in dict.fromkeys(units)]
             low, high = difference_interval(theirs, mine)
             found.append(
                 Continued(
                     outcome=outcome,
                     depth=depth,
-                    answers=len(mine),
+                    answers=int(known.sum()),
                     student=float(np.mean(mine)),
                     teacher=float(np.mean(theirs)),
                     gain=float(np.mean(theirs) - np.mean(mine)),

@@ -1,21 +1,19 @@
 """One teacher measured against the student on the student's own rollouts."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean
 from typing import Any
 
 import torch
 
-from tutelage.alignment.bench import kind_of
 from tutelage.alignment.estimates import Alignment, plain
 from tutelage.alignment.spines import Candidate, read_by
 from tutelage.data.verify import Verify, judge
 from tutelage.diagnose.continuation import Continued, helps_until
+from tutelage.diagnose.findings import agree, grouped
 from tutelage.diagnose.verdict import Evidence, Measured, Verdict
-from tutelage.evaluation import Evaluation, Question
-from tutelage.gradient import Models, measure
+from tutelage.evaluation import Evaluation
+from tutelage.gradient import Models
 from tutelage.metrics import (
     Record,
     TokenTable,
@@ -24,26 +22,17 @@ from tutelage.metrics import (
     summarise_tokens,
 )
 from tutelage.models.base import Teacher
-from tutelage.models.local import LocalModel
 from tutelage.ops.alignment.pooling import Estimate
-from tutelage.ops.intervals import difference_interval, pass_at_k, proportion_interval
 from tutelage.runs.directory import finite
 from tutelage.signals import Signal
 from tutelage.types import RenderedPrompt, Rollout, SamplingParams
 
 LOOK_STEP = -2
-_MICRO_BATCH = 32
 _TWICE = 4
 """Rollouts that a teacher scores a second time, alone."""
-_UNLIKELY = math.log(0.1)
-_STYLE = frozenset(
-    (
-        *("wait", "hmm", "okay", "ok", "so", "well", "now", "let", "maybe", "perhaps"),
-        *("actually", "alternatively", "first", "then", "next", "therefore", "thus", "hence"),
-        *("finally", "however"),
-    )
-)
-"""Words of manner rather than matter, in lower case."""
+_REPEATS_WITHIN = 0.1
+"""Nats a token that rounding in bfloat16 explains."""
+_ITSELF_WITHIN = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +49,8 @@ class Look:
     """What was noticed without weights."""
     agreement: Mapping[str, Any] | None = None
     """The metrics of a step at student-visited states (docs/metrics)."""
+    intervals: Mapping[str, tuple[float, float]] | None = None
+    """95 % intervals of some of them, by key."""
     positions: Mapping[str, Any] | None = None
     """The same by place in the completion."""
     kinds: Mapping[str, Mapping[str, float]] | None = None
@@ -93,6 +84,7 @@ class Look:
             "capability": self.capability,
             "alignment": self.alignment,
             "agreement": self.agreement,
+            "intervals": self.intervals,
             "kinds": self.kinds,
             "rescue": [part.to_dict() for part in self.rescue],
             "rescue_helps_until": helps_until(self.rescue),
@@ -146,19 +138,6 @@ def sample_teacher(
     return grouped(drawn, samples, was_judged=verify is not None)
 
 
-def grouped(rollouts: Sequence[Rollout], samples: int, *, was_judged: bool) -> Evaluation:
-    """Rollouts of equally many samples a question, as an evaluation."""
-    return Evaluation(
-        tuple(Question(tuple(rollouts[i : i + samples])) for i in range(0, len(rollouts), samples)),
-        was_judged=was_judged,
-    )
-
-
-def agree(models: Models, rollouts: Sequence[Rollout], k: int) -> tuple[TokenTable, torch.Tensor]:
-    """Token table of rollouts under a pair, and the rollout of each token."""
-    return measure(models, rollouts, micro_batch_size=_MICRO_BATCH, overlap_k=k)
-
-
 def agreement_of(rollouts: Sequence[Rollout], table: TokenTable, rows: torch.Tensor) -> Record:
     """The metrics of a step."""
     return finite(summarise_tokens(table)) | finite(summarise_rollouts(rollouts, table, rows))
@@ -171,82 +150,6 @@ def positions_of(table: TokenTable, rows: torch.Tensor, longest: int) -> dict[st
     places = torch.arange(len(rows)) - starts[rows]
     series = summarise_positions(table, places, longest)
     return {k: finite(part) if isinstance(part, dict) else part for k, part in series.items()}
-
-
-def kinds_of(
-    student: LocalModel, rollouts: Sequence[Rollout], table: TokenTable
-) -> dict[str, dict[str, float]]:
-    """Share of the tokens and of the reverse KL that falls on each kind of token."""
-    kinds = [kind for r in rollouts for kind in map(_kind, student.tokens(r.completion_ids))]
-    divergence = table["kl/reverse"].double().clamp_min(0)
-    total = divergence.sum().item()
-    found: dict[str, dict[str, float]] = {}
-    for kind in sorted(set(kinds)):
-        mine = torch.tensor([k == kind for k in kinds])
-        found[kind] = {"tokens": mine.double().mean().item()}
-        if total > 0:
-            found[kind]["kl"] = divergence[mine].sum().item() / total
-    return found
-
-
-def _kind(text: str) -> str:
-    return "style" if text.strip().lower() in _STYLE else kind_of(text)
-
-
-def capability_of(student: Evaluation, teacher: Evaluation, samples: int) -> Record:
-    """Accuracy and pass@k of both sides, the gaps paired by question, who solves what alone."""
-    ours = {q.rollouts[0].prompt.id: q for q in student.questions if q.judged}
-    theirs = {q.rollouts[0].prompt.id: q for q in teacher.questions if q.judged}
-    names = [name for name in ours if name in theirs]
-    if not names:
-        return {}
-    pairs = [(ours[name], theirs[name]) for name in names]
-    record: Record = {"questions": len(names), "samples": samples}
-    columns = {
-        "accuracy": [(fmean(a.judged), fmean(b.judged)) for a, b in pairs],
-        f"pass@{samples}": [
-            (_pass(a, samples), _pass(b, samples))
-            for a, b in pairs
-            if min(len(a.judged), len(b.judged)) >= samples
-        ],
-    }
-    for key, values in columns.items():
-        if not values:
-            continue
-        own, other = [s for s, _ in values], [t for _, t in values]
-        low, high = difference_interval(other, own)
-        record[key] = {
-            "student": fmean(own),
-            "teacher": fmean(other),
-            "gap": fmean(other) - fmean(own),
-            "gap_low": low,
-            "gap_high": high,
-        }
-    solved = [(max(a.judged) > 0, max(b.judged) > 0) for a, b in pairs]
-    record["solved_by_teacher_alone"] = fmean(t and not s for s, t in solved)
-    record["solved_by_student_alone"] = fmean(s and not t for s, t in solved)
-    return record
-
-
-def _pass(question: Question, k: int) -> float:
-    return pass_at_k(round(sum(question.judged)), len(question.judged), k)
-
-
-def novelty_of(models: Models, answers: Evaluation, k: int) -> Record:
-    """What the student thinks of the teacher's right answers, token by token.
-
-    Absent where the teacher gave none.
-    """
-    right = [r for r in answers.rollouts if r.reward == 1 and r.completion_ids]
-    if not right:
-        return {}
-    table, _ = agree(models, right, k)
-    logprobs = table["student_logprob"].double()
-    return {
-        "tokens": len(logprobs),
-        "surprise": -logprobs.mean().item(),
-        "unlikely": (logprobs < _UNLIKELY).double().mean().item(),
-    }
 
 
 def soundness_of(
@@ -264,24 +167,45 @@ def soundness_of(
     }
 
 
-def accuracy_of(answers: Evaluation) -> tuple[float, float, float] | None:
-    """Accuracy with the ends of its interval over questions; None where none was judged."""
-    if not answers.accuracies:
-        return None
-    return fmean(answers.accuracies), *proportion_interval(answers.accuracies)
+def unsound(name: str, soundness: Mapping[str, float]) -> list[Signal]:
+    """What should be 0 and is not."""
+    found: list[Signal] = []
+    if (apart := soundness["teacher_twice"]) > _REPEATS_WITHIN:
+        found.append(
+            Signal(
+                name="teacher_not_repeatable",
+                severity="warning",
+                evidence=f"{name} scores one rollout up to {apart:.2g} nats a token apart, "
+                "together with others and alone",
+                advice="its scores are partly noise: use dtype float32, or a server that scores "
+                "in full precision",
+            )
+        )
+    if (apart := soundness["student_itself"]) > _ITSELF_WITHIN:
+        found.append(
+            Signal(
+                name="student_not_itself",
+                severity="warning",
+                evidence=f"the student scored by itself is {apart:.2g} nats from itself",
+                advice="a divergence of this size means nothing here",
+            )
+        )
+    return found
 
 
 def evidence_of(
     name: str,
-    agreement: Record,
-    capability: Record,
-    rescue: Sequence[Continued],
-    found: Alignment | None,
-    student_accuracy: tuple[float, float, float] | None,
+    agreement: Record | None = None,
+    intervals: Mapping[str, tuple[float, float]] | None = None,
+    capability: Record | None = None,
+    rescue: Sequence[Continued] = (),
+    found: Alignment | None = None,
+    student_accuracy: tuple[float, float, float] | None = None,
     *,
-    has_outcomes: bool,
+    has_outcomes: bool = True,
 ) -> Evidence:
     """The part of a look that a verdict rests on."""
+    agreement, intervals, capability = agreement or {}, intervals or {}, capability or {}
     gap = capability.get("accuracy")
     early = min((c for c in rescue if c.outcome == "wrong"), key=lambda c: c.depth, default=None)
     pooled = None if found is None else found.pooled.get((name, "objective"))
@@ -293,6 +217,7 @@ def evidence_of(
         has_outcomes=has_outcomes,
         rescue=None if early is None else Measured(early.gain, early.low, early.high),
         shared_mass=agreement.get("overlap/mass_student"),
+        shared_mass_interval=intervals.get("overlap/mass_student"),
         truncated=agreement.get("rollout/truncated"),
         stop_mass_student=agreement.get("rollout/eos_mass_student"),
         stop_mass_teacher=agreement.get("rollout/eos_mass_teacher"),

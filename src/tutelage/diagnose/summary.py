@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tutelage.alignment.summary import table
+from tutelage.diagnose.continuation import helps_until
 from tutelage.diagnose.looks import Look
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ _WORDS = {
 }
 
 
-def summary(found: "Check", arguments: str) -> str:
+def summary(found: "Check", arguments: Sequence[str]) -> str:
     """Verdict, reasons, what was measured, the next command."""
     verdict = found.verdict
     lines = [f"verdict: {_WORDS[verdict.word]}"]
@@ -32,9 +33,14 @@ def summary(found: "Check", arguments: str) -> str:
             if "accuracy" in about
             else ""
         )
+        scored = [
+            f"{word} {about[key]:.2f}"
+            for key, word in (("entropy", "entropy"), ("repetition", "repetition"))
+            if key in about
+        ]
         parts.append(
             f"student{where}: {accuracy}{about['length']:.1f} tokens an answer, "
-            f"{about['truncated']:.0%} cut at the limit"
+            + ", ".join([f"{about['truncated']:.0%} cut at the limit", *scored])
         )
     if measured:
         header: Sequence[str] = (
@@ -73,63 +79,85 @@ def summary(found: "Check", arguments: str) -> str:
             )
             for part in first.rescue
         ]
-        parts.append("continued from the student's answers:\n" + table(header, rows))
+        parts.append(
+            "continued from the student's answers:\n" + table(header, rows) + "\n" + _depth(first)
+        )
+    parts += [line for line in (_manner(first), _baseline(first)) if line]
     for name, pairs in found.differences.items():
+        where = "" if len(found.differences) == 1 else f" on {name}"
         rows = [
-            (pair, _interval(values["advantage"]))
+            (pair, _interval(values.get("advantage")), _interval(values.get("accuracy"), ".2f"))
             for pair, values in pairs.items()
-            if "advantage" in values
         ]
-        if rows:
-            where = "" if len(found.differences) == 1 else f" on {name}"
-            parts.append(table((f"difference{where}", "advantage"), rows))
+        parts.append(table((f"difference{where}", "advantage", "accuracy"), rows))
+    if found.between_sets:
+        rows = [
+            (pair, who, _interval(value, ".2f"))
+            for pair, values in found.between_sets.items()
+            for who, value in values.items()
+        ]
+        parts.append(table(("difference of prompts", "who answers", "accuracy"), rows))
     parts += [f"note: {note}" for note in found.notes]
-    parts.append(f"next: {next_command(found, arguments)}")
+    parts.append(f"next: {found.next_command(arguments)}")
     return "\n\n".join(parts)
-
-
-def next_command(found: "Check", arguments: str) -> str:
-    """What to run now; `arguments` name the settings that were checked."""
-    best, own = found.ranking[0], found.looks[0]
-    name = own.verdict.reasons[0].name
-    if own.verdict.word == "go":
-        return f"tutelage train {arguments}"
-    if best.verdict.word == "go" and best.prompt_set == "run":
-        path = found.paths.get(best.teacher)
-        if path is not None:
-            return f"tutelage train {arguments} --teacher.path {path}"
-    if own.verdict.word == "cold-start":
-        return (
-            f"tutelage train {arguments} --rollout.student_share 0 --objective "
-            "'{type: full, divergence: forward_kl}' --run.dir runs/cold-start"
-        )
-    if own.verdict.word == "unknown":
-        check = found.config.check
-        return (
-            f"tutelage check {arguments} --check.questions {4 * check.questions} "
-            f"--check.budget {4 * max(check.budget, 25_000)}"
-        )
-    if name == "truncated":
-        limit = 2 * found.config.rollout.max_new_tokens
-        return f"tutelage check {arguments} --rollout.max_new_tokens {limit}"
-    if name == "solved":
-        return f"tutelage check {arguments} --data.eval_prompts HARDER.jsonl"
-    if own.verdict.word == "change-prompts":
-        return f"tutelage preview {arguments}"
-    return f"tutelage check {arguments} --teacher.path ANOTHER"
 
 
 def _title(look: Look, with_set: bool) -> str:
     return f"{look.teacher} on {look.prompt_set}" if with_set else look.teacher
 
 
-def _interval(estimate: Mapping[str, Any] | None) -> str:
+def _depth(look: Look) -> str:
+    """How far into a wrong answer the teacher still helps."""
+    depths = sorted({part.depth for part in look.rescue if part.outcome == "wrong"})
+    if not depths:
+        return "no answer was wrong, so nothing is known of rescue"
+    until = helps_until(look.rescue)
+    if until is None:
+        return f"no help was found from {depths[0]:.0%} of a wrong answer on"
+    if until == depths[-1]:
+        return f"the teacher helps until {until:.0%} of a wrong answer, the last depth looked at"
+    stops = next(depth for depth in depths if depth > until)
+    return (
+        f"the teacher helps until {until:.0%} of a wrong answer; at {stops:.0%} no help was found"
+    )
+
+
+_MANNER = ("style", "template", "special", "stop")
+
+
+def _manner(look: Look) -> str:
+    """How much of the divergence is about manner and marks."""
+    kinds = look.kinds or {}
+    shares = [
+        f"{name} {kinds[name]['kl']:.0%} (of tokens {kinds[name]['tokens']:.0%})"
+        for name in _MANNER
+        if "kl" in kinds.get(name, {})
+    ]
+    return "share of the KL on tokens of manner: " + ", ".join(shares) if shares else ""
+
+
+def _baseline(look: Look) -> str:
+    if not look.baseline:
+        return ""
+    found = {key: _interval(value, ".3f") for key, value in look.baseline.items()}
+    lines = [
+        "against the baseline, where the student goes (nats a token):",
+        f"  KL(student || teacher) - KL(student || baseline)  {found['kl_difference']}",
+    ]
+    if "kl_teacher_to_baseline" in found:
+        lines.append(
+            f"  KL(teacher || baseline)                           {found['kl_teacher_to_baseline']}"
+        )
+    return "\n".join(lines)
+
+
+def _interval(estimate: Mapping[str, Any] | None, form: str = ".4f") -> str:
     if not estimate:
         return "-"
-    value = f"{estimate['value']:+.4f}"
+    value = format(estimate["value"], f"+{form}")
     if "interval" in estimate:
         low, high = estimate["interval"]
-        value += f" [{low:+.4f}, {high:+.4f}]"
+        value += f" [{low:+{form}}, {high:+{form}}]"
     return value
 
 

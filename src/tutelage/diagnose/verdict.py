@@ -70,6 +70,8 @@ class Evidence:
     depth."""
     shared_mass: float | None = None
     """Student's mass on tokens that both sides find likely."""
+    shared_mass_interval: tuple[float, float] | None = None
+    """Its 95 % interval over questions."""
     truncated: float | None = None
     """Share of the student's completions that the limit cut."""
     stop_mass_student: float | None = None
@@ -218,7 +220,12 @@ def _without_advantage(e: Evidence, nothing_new: bool) -> Reason:
     if e.gap is None:
         if _is_foreign(e):
             return _foreign(e, "answers are not verified")
-        return _not_told("answers are not verified, so nobody knows which of its choices help")
+        return Reason(
+            name="unverified",
+            says="unknown",
+            text="answers are not verified, so nobody knows which of its choices help; set "
+            "data.verifier",
+        )
     if _is_foreign(e) and e.gap.is_above:
         return _foreign(e, f"the teacher is able (gap {e.gap})")
     if not e.has_outcomes:
@@ -233,11 +240,19 @@ def _is_foreign(e: Evidence) -> bool:
     return e.shared_mass is not None and e.shared_mass < SHARED_MASS
 
 
+def _share(e: Evidence) -> str:
+    assert e.shared_mass is not None
+    if e.shared_mass_interval is None:
+        return f"{e.shared_mass:.0%}"
+    low, high = e.shared_mass_interval
+    return f"{e.shared_mass:.0%} [{low:.0%}, {high:.0%}]"
+
+
 def _foreign(e: Evidence, why: str) -> Reason:
     return Reason(
         name="shared_mass",
         says="cold-start",
-        text=f"{why}, and the teacher finds only {e.shared_mass:.0%} of what the student does "
+        text=f"{why}, and the teacher finds only {_share(e)} of what the student does "
         f"likely (below {SHARED_MASS:.0%}): another thinking pattern",
     )
 
@@ -274,7 +289,7 @@ def _aside(e: Evidence, signals: Sequence[Signal]) -> list[Reason]:
         text = f"from early in its wrong answers the teacher succeeds more often by {e.rescue}"
         reasons.append(Reason(name="rescue", says="note", text=text))
     if e.shared_mass is not None:
-        text = f"{e.shared_mass:.0%} of what the student does lies among tokens both find likely"
+        text = f"{_share(e)} of what the student does lies among tokens both find likely"
         reasons.append(Reason(name="shared_mass", says="note", text=text))
     if e.over_baseline is not None:
         how = "more helpful than" if e.over_baseline.is_above else "not told apart from"

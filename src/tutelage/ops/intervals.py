@@ -45,9 +45,40 @@ def difference_interval(first: Sequence[float], second: Sequence[float]) -> tupl
     """
     if len(first) != len(second):
         raise ValueError(f"paired values are needed, got {len(first)} and {len(second)}")
+    return _hybrid(first, second, _correlation(first, second))
+
+
+def independent_difference_interval(
+    first: Sequence[float], second: Sequence[float]
+) -> tuple[float, float]:
+    """The same for values in [0, 1] that are not paired, such as those of other questions.
+
+    Raises:
+        ValueError: no values.
+    """
+    return _hybrid(first, second, 0.0)
+
+
+def ratio_interval(totals: Sequence[float], counts: Sequence[float]) -> tuple[float, float] | None:
+    """95 % interval for sum(totals) / sum(counts), such as a mean over all tokens of a question.
+
+    Questions are the independent units: the variance is that of total - ratio * count (linearised),
+    the quantile Student's. None where fewer than two units or no counts are given.
+    """
+    total, count = np.asarray(totals, dtype=float), np.asarray(counts, dtype=float)
+    units = len(total)
+    if units < 2 or count.sum() <= 0:
+        return None
+    ratio = total.sum() / count.sum()
+    residual = total - ratio * count
+    error = math.sqrt(float((residual**2).sum()) * units / (units - 1)) / count.sum()
+    half = student_quantile(units - 1) * error
+    return float(ratio - half), float(ratio + half)
+
+
+def _hybrid(first: Sequence[float], second: Sequence[float], shared: float) -> tuple[float, float]:
     (low1, high1), (low2, high2) = proportion_interval(first), proportion_interval(second)
     mean1, mean2 = fmean(first), fmean(second)
-    shared = _correlation(first, second)
 
     def width(one: float, other: float) -> float:
         return math.sqrt(max(0.0, one**2 - 2 * shared * one * other + other**2))
