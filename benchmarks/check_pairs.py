@@ -1,6 +1,7 @@
 """Does the verdict of `check` come true? Lab pairs that no threshold has seen.
 
     python benchmarks/check_pairs.py --output results.jsonl --models models   # resumes
+    python benchmarks/check_pairs.py --output second.jsonl --models models --round second
     python benchmarks/check_pairs.py --output results.jsonl --table
 
 Every pair is made anew from a seed, checked, and then trained as it is. A verdict of go says that
@@ -20,20 +21,34 @@ STEPS = 160
 HELD_OUT = 500
 GAIN = 0.05
 RUNNING, MOD = "running total", "mod total"
-SEEDS = {RUNNING: (11, 12, 13), MOD: (21,)}
+# Round -> task -> seeds. The second came after the first had shown what the rule lacked.
+ROUNDS = {
+    "first": {RUNNING: (11, 12, 13), MOD: (21,)},
+    "second": {RUNNING: (31, 32), MOD: (41,)},
+}
 # Kind -> student, teacher.
-PAIRS = {
+BOTH = {
     "post-trained teacher": ("student", "compatible"),
     "other pattern": ("student", "incompatible"),
     "larger, same data": ("student", "same_data"),
     "reverse": ("compatible", "student"),
-    "reverse, larger": ("compatible", "same_data"),
-    "dialled to the other pattern": ("dialled", "incompatible"),
+}
+PAIRS = {
+    "first": BOTH
+    | {
+        "reverse, larger": ("compatible", "same_data"),
+        "dialled to the other pattern": ("dialled", "incompatible"),
+    },
+    "second": BOTH
+    | {
+        f"dialled to the other pattern, {share}": (f"dialled_{share}", "incompatible")
+        for share in ("0.03", "0.1", "0.3")
+    },
 }
 PREDICTS = {"go": "gained", "cold-start": "no gain", "different-teacher": "no gain"}
 
 
-def make_models(task: str, seed: int, folder: Path) -> Path:
+def make_models(task: str, seed: int, folder: Path, round_: str) -> Path:
     """The models of one seed, trained once and kept."""
     from tutelage.lab.embedded import build
     from tutelage.lab.pairs import PairSpec, Training, mod_total_models, running_total_models
@@ -45,14 +60,18 @@ def make_models(task: str, seed: int, folder: Path) -> Path:
     is_mod = task == MOD
     models = mod_total_models() if is_mod else running_total_models()
     skill = models["student"].style.skill
-    # A tenth of its own weak solutions in the other pattern: a way over to it.
-    models["dialled"] = Training(
-        start="student",
-        style=SolutionStyle(skill=skill, other_pattern_share=0.1),
-        steps=250,
-        lr=1.5e-3,
-        curriculum=False,
+    # Some of its own weak solutions in the other pattern: a way over to it.
+    shares = (
+        {"dialled": 0.1} if round_ == "first" else {f"dialled_{x}": x for x in (0.03, 0.1, 0.3)}
     )
+    for name, share in shares.items():
+        models[name] = Training(
+            start="student",
+            style=SolutionStyle(skill=skill, other_pattern_share=share),
+            steps=250,
+            lr=1.5e-3,
+            curriculum=False,
+        )
     spec = PairSpec(task=ModTotal() if is_mod else RunningTotal(), models=models)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         build(Path(temporary) / "models", spec=spec, seed=seed)
@@ -60,7 +79,9 @@ def make_models(task: str, seed: int, folder: Path) -> Path:
     return made
 
 
-def run_pair(task: str, seed: int, kind: str, models: Path) -> dict[str, Any]:
+def run_pair(
+    task: str, seed: int, kind: str, pair: tuple[str, str], models: Path
+) -> dict[str, Any]:
     """Check, then train, one pair."""
     import tutelage
     from tutelage.demonstration import write_prompts
@@ -68,7 +89,7 @@ def run_pair(task: str, seed: int, kind: str, models: Path) -> dict[str, Any]:
     from tutelage.ops.intervals import difference_interval
 
     of = ModTotal() if task == MOD else RunningTotal()
-    student, teacher = (models / name for name in PAIRS[kind])
+    student, teacher = (models / name for name in pair)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_prompts(folder / "prompts.jsonl", of.train_prompts(STEPS * 64, seed))
@@ -116,7 +137,7 @@ def run_pair(task: str, seed: int, kind: str, models: Path) -> dict[str, Any]:
         "after": after,
         "gain": [after - before, low, high],
         "curve": curve,
-        "look": {k: look[k] for k in ("capability", "alignment", "rescue") if k in look}
+        "look": {k: look[k] for k in ("capability", "alignment", "rescue", "familiar") if k in look}
         | {"shared_mass": look["agreement"]["overlap/mass_student"]},
         "check_seconds": found.seconds,
     }
@@ -157,6 +178,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--models", type=Path, default=Path("lab-models"))
+    parser.add_argument("--round", choices=tuple(ROUNDS), default="first")
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
     done = (
@@ -169,15 +191,15 @@ def main() -> None:
         return
     given.models.mkdir(parents=True, exist_ok=True)
     known = {(row["task"], row["seed"], row["kind"]) for row in done}
-    for task, seeds in SEEDS.items():
+    for task, seeds in ROUNDS[given.round].items():
         for seed in seeds:
             started = time.monotonic()
-            models = make_models(task, seed, given.models)
+            models = make_models(task, seed, given.models, given.round)
             print(f"{task} {seed}: models after {time.monotonic() - started:.0f} s", flush=True)
-            for kind in PAIRS:
+            for kind, pair in PAIRS[given.round].items():
                 if (task, seed, kind) in known:
                     continue
-                row = run_pair(task, seed, kind, models)
+                row = run_pair(task, seed, kind, pair, models)
                 with given.output.open("a") as stream:
                     stream.write(json.dumps(row) + "\n")
                 print(task, seed, kind, row["verdict"], row["happened"], flush=True)

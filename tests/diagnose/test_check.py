@@ -121,12 +121,20 @@ def test_shares_of_kinds_of_token_are_shares(several):
         assert part["kl_interval"][0] <= part["kl"] <= part["kl_interval"][1]
 
 
-AT_STATES = """overlap/ratio overlap/advantage overlap/mass_student overlap/mass_teacher
-    overlap/empty_fraction entropy/student entropy/teacher entropy/gap kl/reverse kl/forward
-    reward/mean support/student_mass support/teacher_mass support/tail_loss""".split()
-OF_ROLLOUTS = """overlap/advantage_unnormalised reward/p01 reward/p99 reward/top1pct_share
-    sequence_reward sequence_reward/auroc rollout/length rollout/truncated rollout/repetition
-    rollout/eos_mass_student rollout/eos_mass_teacher""".split()
+AT_STATES = [
+    *(f"overlap/{key}" for key in ("ratio", "advantage", "mass_student", "mass_teacher")),
+    "overlap/empty_fraction",
+    *(f"entropy/{key}" for key in ("student", "teacher", "gap")),
+    *("kl/reverse", "kl/forward", "reward/mean"),
+    *(f"support/{key}" for key in ("student_mass", "teacher_mass", "tail_loss")),
+]
+OF_ROLLOUTS = [
+    "overlap/advantage_unnormalised",
+    *(f"reward/{key}" for key in ("p01", "p99", "top1pct_share")),
+    *("sequence_reward", "sequence_reward/auroc"),
+    *(f"rollout/{key}" for key in ("length", "truncated", "repetition")),
+    *("rollout/eos_mass_student", "rollout/eos_mass_teacher"),
+]
 
 
 def test_every_metric_of_a_step_is_there_by_position_and_with_its_interval(several):
@@ -207,6 +215,7 @@ def test_a_further_teacher_that_cannot_be_combined_does_not_stop_the_others(sett
     )
     looks = by_name(found)
     assert looks["short", "run"].verdict.reasons[0].name == "context_too_short"
+    assert looks["short", "run"].verdict.word == "change-prompts"
     assert looks["teacher", "run"].agreement is not None
 
 
@@ -255,11 +264,15 @@ def test_a_prompt_set_that_changes_nothing_cannot_be_written(settings):
         settings(check={"prompt_sets": {"run": {"user_prompt": "{question}"}}})
 
 
-def test_a_student_that_is_always_wrong_gives_no_alignment_and_says_why(settings, tmp_path):
+def test_where_nobody_is_ever_right_an_answer_is_shown_and_the_questions_are_doubted(
+    settings, tmp_path
+):
     wrong = write_jsonl(tmp_path / "wrong.jsonl", [{**r, "answer": "77"} for r in rows(16)])
     found = check(settings(data={"prompts": str(wrong)}, check={"questions": 8}))
-    assert found.verdict.word == "unknown"  # nobody is ever right, on too few to say more
+    assert found.verdict.word == "change-prompts"
+    assert found.verdict.reasons[0].name == "nobody_right"
     assert any("judged wrong" in note for note in found.notes)
+    assert any("'77' is expected, the teacher says 'a" in note for note in found.notes)
 
 
 def test_missing_prompts_and_models_are_errors_not_verdicts(settings, tmp_path):

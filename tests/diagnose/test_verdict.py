@@ -21,6 +21,14 @@ GOOD = Evidence(
 )
 
 
+FEW = {
+    "shared_mass": 0.6,
+    "advantage": HARMS,
+    "familiar": Measured(0.06, 0.03, 0.1),
+    "familiar_gain": Measured(0.8, 0.4, 0.9),
+}
+
+
 @pytest.mark.parametrize(
     ("word", "changes"),
     [
@@ -43,6 +51,21 @@ GOOD = Evidence(
         ("change-prompts", {"truncated": 0.9}),
         ("change-prompts", {"student": Measured(0.99, 0.97, 1.0)}),
         ("change-prompts", {"stop_mass_teacher": 1e-6}),
+        # Nobody right: the questions or the verifier, not the pair.
+        ("change-prompts", {"student": Measured(0, 0, 0.1), "gap": Measured(0, -0.1, 0.1)}),
+        ("unknown", {"student": Measured(0, 0, 0.1), "advantage": None, "has_outcomes": False}),
+        # The student itself under another name.
+        ("different-teacher", {"kl": 1e-7, "gap": EQUAL, "advantage": Measured(0, 0, 0)}),
+        # Most answers are foreign; those that are not, and where the teacher helps, decide.
+        ("go", FEW),
+        ("go", {**FEW, "advantage": NOTHING}),
+        ("go", {**FEW, "advantage": None}),
+        ("cold-start", {**FEW, "familiar_gain": None}),
+        ("cold-start", {**FEW, "familiar_gain": NOTHING}),
+        ("unknown", {**FEW, "familiar": Measured(0.01, 0.002, 0.03)}),
+        # Where most are not foreign the average advantage is about what stays.
+        ("cold-start", {**FEW, "shared_mass": 0.93}),
+        ("different-teacher", {**FEW, "gap": EQUAL}),
         # A solved question set is no excuse for a teacher that knows less.
         ("different-teacher", {"student": Measured(0.99, 0.97, 1.0), "gap": WORSE}),
         ("different-teacher", {"gap": WORSE}),
@@ -67,6 +90,17 @@ def test_a_signal_that_stops_decides_alone():
     verdict = judge_pair(GOOD, [signal])
     assert verdict.word == "different-teacher"
     assert verdict.reasons[0].name == "tokens_differ"
+
+
+def test_other_stop_ids_are_doubted_before_a_teacher_that_seems_no_better():
+    signal = Signal(name="stop_ids_differ", severity="warning", evidence="2 and 7", advice="mend")
+    assert judge_pair(replace(GOOD, gap=WORSE), [signal]).word == "change-prompts"
+    assert judge_pair(GOOD, [signal]).word == "go"
+
+
+def test_a_context_that_is_too_short_is_a_setting_and_no_fault_of_the_teacher():
+    signal = Signal(name="context_too_short", severity="stop", evidence="30", advice="lower")
+    assert judge_pair(GOOD, [signal]).word == "change-prompts"
 
 
 def test_warnings_are_told_beside_the_reason_that_decides():

@@ -14,7 +14,8 @@ from tutelage.data.verify import Verify
 from tutelage.diagnose.commands import DEFAULT, next_command
 from tutelage.diagnose.findings import accuracy_difference
 from tutelage.diagnose.looks import Look
-from tutelage.diagnose.measuring import Measurements, Observer, Setting, measure_all
+from tutelage.diagnose.measuring import Measurements, Observer, measure_all
+from tutelage.diagnose.setting import Setting
 from tutelage.diagnose.static import ask, reworded, room, signals_of, teachers_of, view_in
 from tutelage.diagnose.verdict import Evidence, Verdict, judge_pair
 from tutelage.metrics import overlap_k

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -113,10 +114,8 @@ def compare_continuations(
             known = ~np.isnan(own) & ~np.isnan(other)
             if not known.any():
                 continue
-            names = [a.prompt.id for a, is_row in zip(answers, rows, strict=True) if is_row]
-            units = np.array(names)[known]
-            mine = [float(own[known][units == name].mean()) for name in dict.fromkeys(units)]
-            theirs = [float(other[known][units == name].mean()) for name in dict.fromkeys(units)]
+            chosen = [a for a, is_row in zip(answers, rows, strict=True) if is_row]
+            mine, theirs = by_question(chosen, own, known), by_question(chosen, other, known)
             low, high = difference_interval(theirs, mine)
             found.append(
                 Continued(
@@ -131,6 +130,28 @@ def compare_continuations(
                 )
             )
     return found
+
+
+def paired_gain(
+    answers: Sequence[Rollout], teacher: np.ndarray, student: np.ndarray, known: np.ndarray
+) -> dict[str, Any]:
+    """Mean of teacher - student with its interval, answers to one question as one unit."""
+    theirs, mine = by_question(answers, teacher, known), by_question(answers, student, known)
+    low, high = difference_interval(theirs, mine)
+    return {
+        "value": float(np.mean(theirs) - np.mean(mine)),
+        "interval": [low, high],
+        "answers": int(known.sum()),
+    }
+
+
+def by_question(answers: Sequence[Rollout], values: np.ndarray, known: np.ndarray) -> list[float]:
+    """Mean of the known values of each question that has any."""
+    parts: dict[str, list[float]] = {}
+    for answer, value, is_known in zip(answers, values, known, strict=True):
+        if is_known:
+            parts.setdefault(answer.prompt.id, []).append(float(value))
+    return [fmean(part) for part in parts.values()]
 
 
 def helps_until(continued: Sequence[Continued]) -> float | None:

@@ -32,6 +32,8 @@ from tutelage.types import Rollout
 
 _MICRO_BATCH = 32
 _UNLIKELY = math.log(0.1)
+_NEARLY_ALL = 0.8
+"""Share of an answer's tokens."""
 _DRAWS = 500
 _WITH_INTERVALS = (
     *("overlap/ratio", "overlap/advantage", "overlap/mass_student", "overlap/mass_teacher"),
@@ -129,6 +131,24 @@ def token_mean(
     if (interval := ratio_interval(totals.tolist(), counts.tolist())) is not None:
         told["interval"] = list(interval)
     return told
+
+
+def familiar_answers(
+    rollouts: Sequence[Rollout], table: TokenTable, rows: torch.Tensor
+) -> tuple[list[Rollout], dict[str, Any]]:
+    """Answers that the teacher might have written: nearly all of their tokens are likely to it.
+
+    With their share and its interval over questions. An answer in another pattern has many tokens
+    that the teacher finds impossible; a mistake makes a few.
+    """
+    likely = (table["teacher_logprob"] >= _UNLIKELY).double()
+    counts = torch.bincount(rows, minlength=len(rollouts)).double()
+    sums = torch.zeros(len(rollouts), dtype=torch.float64).index_add_(0, rows, likely)
+    is_familiar = (sums >= _NEARLY_ALL * counts) & (counts > 0)
+    shares = _by_question(rollouts, is_familiar.double().tolist())
+    low, high = proportion_interval(shares)
+    chosen = [r for r, known in zip(rollouts, is_familiar.tolist(), strict=True) if known]
+    return chosen, {"value": fmean(shares), "interval": [low, high]}
 
 
 def intervals_of(

@@ -59,6 +59,9 @@ class Look:
     """Accuracy and pass@k of both, with the paired gap."""
     rescue: tuple[Continued, ...] = ()
     """Continuations of the student's answers by both sides."""
+    familiar: Mapping[str, Any] | None = None
+    """Student answers that the teacher might have written: their share, and the gain of early
+    continuations of them where most answers are not."""
     alignment: Mapping[str, Any] | None = None
     """Pooled gradient alignment of the run's objective."""
     soundness: Mapping[str, float] | None = None
@@ -88,6 +91,7 @@ class Look:
             "kinds": self.kinds,
             "rescue": [part.to_dict() for part in self.rescue],
             "rescue_helps_until": helps_until(self.rescue),
+            "familiar": self.familiar,
             "soundness": self.soundness,
             "baseline": self.baseline,
             "positions": self.positions,
@@ -199,6 +203,7 @@ def evidence_of(
     intervals: Mapping[str, tuple[float, float]] | None = None,
     capability: Record | None = None,
     rescue: Sequence[Continued] = (),
+    familiar: Mapping[str, Any] | None = None,
     found: Alignment | None = None,
     student_accuracy: tuple[float, float, float] | None = None,
     *,
@@ -218,11 +223,19 @@ def evidence_of(
         rescue=None if early is None else Measured(early.gain, early.low, early.high),
         shared_mass=agreement.get("overlap/mass_student"),
         shared_mass_interval=intervals.get("overlap/mass_student"),
+        familiar=_told(familiar, "share"),
+        familiar_gain=_told(familiar, "gain"),
+        kl=agreement.get("kl/reverse"),
         truncated=agreement.get("rollout/truncated"),
         stop_mass_student=agreement.get("rollout/eos_mass_student"),
         stop_mass_teacher=agreement.get("rollout/eos_mass_teacher"),
         over_baseline=None if versus is None else _measured(versus.advantage),
     )
+
+
+def _told(part: Mapping[str, Any] | None, key: str) -> Measured | None:
+    estimate = (part or {}).get(key)
+    return None if estimate is None else Measured(estimate["value"], *estimate["interval"])
 
 
 def _measured(estimate: Estimate | None) -> Measured | None:

@@ -7,20 +7,23 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
-from tutelage.alignment.bench import Bench, blocks, conclude, grow, plant
 from tutelage.alignment.estimates import Alignment, plain
-from tutelage.alignment.job import move_of
 from tutelage.alignment.spines import Candidate
-from tutelage.alignment.tree import Tree
-from tutelage.config import Config, Full, ReverseKL
-from tutelage.data.verify import Verify, judge
-from tutelage.diagnose.continuation import choose_answers, compare_continuations, right_shares
+from tutelage.data.verify import judge
+from tutelage.diagnose.continuation import (
+    choose_answers,
+    compare_continuations,
+    paired_gain,
+    right_shares,
+)
 from tutelage.diagnose.findings import (
     accuracy_difference,
     accuracy_of,
     agree,
     capability_of,
+    familiar_answers,
     grouped,
     intervals_of,
     kinds_of,
@@ -39,51 +42,19 @@ from tutelage.diagnose.looks import (
     unsound,
     views_of,
 )
+from tutelage.diagnose.setting import Setting, align_small
 from tutelage.diagnose.static import BASELINE
-from tutelage.diagnose.verdict import judge_pair
-from tutelage.errors import DataError, UsageError
+from tutelage.diagnose.verdict import SHARED_MASS, judge_pair
 from tutelage.evaluation import Evaluation
 from tutelage.gradient import Models
-from tutelage.metrics import overlap_k
+from tutelage.metrics import Record, TokenTable, overlap_k
 from tutelage.models.base import Teacher
 from tutelage.models.local import LocalModel
-from tutelage.signals import Signal
-from tutelage.types import RenderedPrompt, Rollout, SamplingParams
+from tutelage.types import Rollout
 
 Observer = Callable[[dict[str, Any]], None]
 _SHOWN = 200
 """Characters of an answer that a note quotes."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """One prompt set, and who is compared on it."""
-
-    config: Config
-    """The run's settings with this set's prompts."""
-    name: str
-    """Of the prompt set."""
-    student: LocalModel
-    """Who would learn."""
-    candidates: Sequence[Candidate]
-    """Who might teach."""
-    questions: Sequence[RenderedPrompt]
-    """What is asked."""
-    verify: Verify | None
-    """Judges an answer; None where nobody does."""
-    signals: Mapping[str, Sequence[Signal]]
-    """What was noticed of each teacher without weights."""
-
-    @property
-    def params(self) -> SamplingParams:
-        """How completions are drawn, as in training."""
-        rollout = self.config.rollout
-        return SamplingParams(
-            max_new_tokens=rollout.max_new_tokens,
-            temperature=rollout.temperature,
-            top_p=rollout.top_p,
-            top_k=rollout.top_k,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +86,7 @@ def measure_all(setting: Setting, observer: Observer) -> Measurements:
         drawn = judge(drawn, setting.verify)
     answers = grouped(drawn, samples, was_judged=setting.verify is not None)
     observer({"kind": "student", "prompt_set": setting.name, **_about_student(answers)})
-    found, notes = _align(setting, drawn)
+    found, notes = align_small(setting, drawn)
     continued = choose_answers(drawn, config.check.continued) if setting.verify else []
     own = _continue(setting, student, continued, as_teacher=False)
     looks: list[Look] = []
@@ -222,6 +193,7 @@ def _look(
         mine,
         _continue(setting, teacher, views, as_teacher=True),
     )
+    familiar = _familiar(setting, teacher, seen, table, rows, agreement)
     outcomes = {r.reward for r in answers.rollouts if r.reward is not None}
     evidence = evidence_of(
         candidate.name,
@@ -229,6 +201,7 @@ def _look(
         intervals,
         capability,
         rescue,
+        familiar,
         found,
         accuracy_of(answers),
         has_outcomes=len(outcomes) > 1,
@@ -246,6 +219,7 @@ def _look(
         kinds=kinds_of(student, models.stop_ids, seen, table, rows),
         capability=capability or None,
         rescue=tuple(rescue),
+        familiar=familiar,
         alignment=alignment_of(found, candidate.name),
         soundness=soundness,
         baseline=_against_baseline(setting, candidate, answers, k),
@@ -253,62 +227,34 @@ def _look(
     return look, theirs
 
 
-def _align(setting: Setting, drawn: Sequence[Rollout]) -> tuple[Alignment | None, list[str]]:
-    """A small alignment on the natural rollouts at hand, or why there is none."""
-    config, where = setting.config, f"{setting.name}: no alignment: "
-    if setting.verify is None:
-        return None, [where + "answers are not verified"]
-    if not config.check.budget:
-        return None, [where + "check.budget is 0"]
-    if config.rollout.top_p < 1 or config.rollout.top_k:
-        return None, [where + "rollout.top_p and rollout.top_k change what the student draws"]
-    notes: list[str] = []
-    try:
-        move = move_of("objective", config.objective, setting.candidates)
-    except UsageError:
-        move = move_of("objective", Full(divergence=ReverseKL()), setting.candidates)
-        notes.append(
-            f"{setting.name}: the alignment takes the full reverse KL in place of "
-            f"{config.objective.type}, which has no move at a single state"
-        )
-    bench = Bench(
-        student=setting.student,
-        sampler=setting.student,
-        candidates=setting.candidates,
-        objectives={"objective": move},
-        prompts=setting.questions,
-        verify=setting.verify,
-        settings=config.align.model_copy(
-            update={"budget": config.check.budget, "samples": config.check.samples}
-        ),
-        max_new_tokens=config.rollout.max_new_tokens,
-        temperature=config.rollout.temperature,
-        use_chat_template=config.data.use_chat_template,
-        seed=config.run.seed,
-    )
-    try:
-        tree = _plant_within_budget(bench, drawn)
-    except (DataError, UsageError) as error:  # no outcome to learn from, or too small a budget
-        return None, [*notes, where + str(error)]
-    records = [
-        {"unit": branch.name, **record}
-        for part in blocks(tree, setting.student.batch_size)
-        for branch, record in grow(bench, tree, part)
-    ]
-    return conclude(bench, tree, records), notes
+def _familiar(
+    setting: Setting,
+    teacher: Teacher,
+    seen: Sequence[Rollout],
+    table: TokenTable,
+    rows: Tensor,
+    agreement: Record,
+) -> dict[str, Any]:
+    """The student's answers that the teacher might have written, and whether it helps in those.
 
-
-def _plant_within_budget(bench: Bench, drawn: Sequence[Rollout]) -> Tree:
-    """A tree with as many spines a question as the budget allows, at least one."""
-    spines = min(bench.settings.spines, bench.settings.samples)
-    while True:
-        settings = bench.settings.model_copy(update={"spines": spines})
-        try:
-            return plant(replace(bench, settings=settings), drawn)
-        except UsageError:  # the budget is below the floor of so many
-            if spines == 1:
-                raise
-            spines //= 2
+    Where most answers are such, the rescue of all says the second already.
+    """
+    known, share = familiar_answers(seen, table, rows)
+    told: dict[str, Any] = {"share": share}
+    if agreement.get("overlap/mass_student", 1.0) >= SHARED_MASS:
+        return told
+    chosen = choose_answers(known, setting.config.check.continued)
+    if not chosen or setting.verify is None:
+        return told
+    check = setting.config.check
+    early = check.model_copy(update={"depths": (min(check.depths),)})
+    of_early = replace(setting, config=setting.config.model_copy(update={"check": early}))
+    theirs = _continue(of_early, teacher, chosen, as_teacher=True)[:, 0]
+    mine = _continue(of_early, setting.student, chosen, as_teacher=False)[:, 0]
+    judged = ~np.isnan(theirs) & ~np.isnan(mine)
+    if judged.any():
+        told["gain"] = paired_gain(chosen, theirs, mine, judged)
+    return told
 
 
 def _continue(

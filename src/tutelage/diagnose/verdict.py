@@ -16,6 +16,11 @@ SHARED_MASS = 0.8
 """Student's mass on tokens both sides find likely, below which they think in other patterns."""
 SMALL_GAP = 0.05
 """A teacher that is at most this much more accurate has nothing to give."""
+FAMILIAR = 0.02
+"""Share of the student's answers that the teacher might have written, from which its pattern is one
+that the student has already."""
+NO_DIFFERENCE = 1e-4
+"""Nats a token below which two models say the same."""
 TRUNCATED = 0.5
 """Share of cut completions from which the measurements are about beginnings of answers."""
 SOLVED = 0.98
@@ -72,6 +77,12 @@ class Evidence:
     """Student's mass on tokens that both sides find likely."""
     shared_mass_interval: tuple[float, float] | None = None
     """Its 95 % interval over questions."""
+    familiar: Measured | None = None
+    """Share of the student's answers of which nearly every token is likely to the teacher."""
+    familiar_gain: Measured | None = None
+    """Right continuations of those from early on, teacher's minus student's."""
+    kl: float | None = None
+    """KL(student || teacher), nats a token."""
     truncated: float | None = None
     """Share of the student's completions that the limit cut."""
     stop_mass_student: float | None = None
@@ -116,13 +127,16 @@ def judge_pair(evidence: Evidence, signals: Sequence[Signal] = ()) -> Verdict:
 
     `signals` are what was noticed without weights; one that stops decides alone. Then come things
     that make the rest unreadable (cut answers, a teacher that is plainly worse, questions that are
-    solved), then the sign of the advantage, then how able the teacher is.
+    solved or that nobody solves), then the sign of the advantage, then how able the teacher is.
     """
     deciding = (
         _cannot_be_combined(signals)
         or _cut_short(evidence)
+        or _same_model(evidence)
+        or _stops_apart(evidence, signals)
         or _less_able(evidence)
         or _solved(evidence)
+        or _nobody_right(evidence)
         or _never_stops(evidence)
         or _by_advantage(evidence)
     )
@@ -136,7 +150,9 @@ def _cannot_be_combined(signals: Sequence[Signal]) -> Reason | None:
     if not stops:
         return None
     text = f"{stops[0].evidence}. {stops[0].advice}"
-    return Reason(name=stops[0].name, says="different-teacher", text=text)
+    # A limit can be lowered; ids cannot be mended by any setting.
+    says: Word = "change-prompts" if stops[0].name == "context_too_short" else "different-teacher"
+    return Reason(name=stops[0].name, says=says, text=text)
 
 
 def _cut_short(e: Evidence) -> Reason | None:
@@ -147,6 +163,29 @@ def _cut_short(e: Evidence) -> Reason | None:
         says="change-prompts",
         text=f"{e.truncated:.0%} of the student's completions are cut at the limit, so their "
         "answers are not seen; raise rollout.max_new_tokens, or ask for shorter answers",
+    )
+
+
+def _same_model(e: Evidence) -> Reason | None:
+    if e.kl is None or e.kl >= NO_DIFFERENCE:
+        return None
+    return Reason(
+        name="same",
+        says="different-teacher",
+        text=f"where the student goes the teacher says what the student says (KL {e.kl:.1g} nats a "
+        "token), so there is nothing to learn",
+    )
+
+
+def _stops_apart(e: Evidence, signals: Sequence[Signal]) -> Reason | None:
+    differ = next((s for s in signals if s.name == "stop_ids_differ"), None)
+    if differ is None or e.gap is None or e.gap.is_above:
+        return None
+    return Reason(
+        name=differ.name,
+        says="change-prompts",
+        text=f"{differ.evidence}; so long as they do, its gap of {e.gap} may be that of answers "
+        f"which end elsewhere. {differ.advice}",
     )
 
 
@@ -161,6 +200,17 @@ def _solved(e: Evidence) -> Reason | None:
         name="solved",
         says="change-prompts",
         text=f"the student is right on {e.student.value:.0%} already; choose harder questions",
+    )
+
+
+def _nobody_right(e: Evidence) -> Reason | None:
+    if e.student is None or e.gap is None or e.student.value > 0 or e.gap.value != 0:
+        return None
+    return Reason(
+        name="nobody_right",
+        says="change-prompts",
+        text="neither side is ever judged right; choose easier questions, or check data.verifier "
+        "against an answer",
     )
 
 
@@ -193,6 +243,8 @@ def _by_advantage(e: Evidence) -> Reason:
                 f"{e.advantage}" + ("" if e.gap is None else f"; it is more able by {e.gap}"),
             )
         return _not_told(f"its choices help ({e.advantage}), but its accuracy gap is {e.gap}")
+    if (reached := _by_familiar_answers(e)) is not None:
+        return reached
     if e.advantage.is_below:
         if e.gap is not None and e.gap.is_above:
             return Reason(
@@ -226,6 +278,8 @@ def _without_advantage(e: Evidence, nothing_new: bool) -> Reason:
             text="answers are not verified, so nobody knows which of its choices help; set "
             "data.verifier",
         )
+    if (reached := _by_familiar_answers(e)) is not None:
+        return reached
     if _is_foreign(e) and e.gap.is_above:
         return _foreign(e, f"the teacher is able (gap {e.gap})")
     if not e.has_outcomes:
@@ -234,6 +288,31 @@ def _without_advantage(e: Evidence, nothing_new: bool) -> Reason:
             + (f"; the teacher's gap is {e.gap}" if e.gap else "")
         )
     return _not_told("the advantage of its choices was not measured")
+
+
+def _by_familiar_answers(e: Evidence) -> Reason | None:
+    """What decides where most answers are foreign to an able teacher, but some are not.
+
+    The average advantage is then about states that training leaves: the reverse KL first raises
+    the answers that the teacher might have written, and improves the student there.
+    """
+    if not _is_foreign(e) or e.gap is None or not e.gap.is_above:
+        return None
+    if e.familiar is None or e.familiar_gain is None or not e.familiar_gain.is_above:
+        return None
+    f = e.familiar
+    told = (
+        f"most of its answers are foreign to the teacher, but the student writes {f.value:.1%} "
+        f"[{f.low:.1%}, {f.high:.1%}] as the teacher might, and from early in those the teacher "
+        f"succeeds more often by {e.familiar_gain}"
+    )
+    if e.familiar.value < FAMILIAR:
+        return _not_told(f"{told}, which is too rare to count on (below {FAMILIAR:.0%})")
+    return Reason(
+        name="familiar",
+        says="for",
+        text=f"{told}: training moves the student over to them, often through a dip (gap {e.gap})",
+    )
 
 
 def _is_foreign(e: Evidence) -> bool:
@@ -291,6 +370,12 @@ def _aside(e: Evidence, signals: Sequence[Signal]) -> list[Reason]:
     if e.shared_mass is not None:
         text = f"{_share(e)} of what the student does lies among tokens both find likely"
         reasons.append(Reason(name="shared_mass", says="note", text=text))
+    if e.familiar is not None:
+        text = (
+            f"the teacher might have written {e.familiar.value:.1%} "
+            f"[{e.familiar.low:.1%}, {e.familiar.high:.1%}] of the student's answers"
+        )
+        reasons.append(Reason(name="familiar", says="note", text=text))
     if e.over_baseline is not None:
         how = "more helpful than" if e.over_baseline.is_above else "not told apart from"
         text = f"in the student's eyes it is {how} its baseline: advantage {e.over_baseline}"

@@ -1,0 +1,105 @@
+"""One prompt set with everyone who is compared on it, and the small alignment of a check."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from tutelage.alignment.bench import Bench, blocks, conclude, grow, plant
+from tutelage.alignment.estimates import Alignment
+from tutelage.alignment.job import move_of
+from tutelage.alignment.spines import Candidate
+from tutelage.alignment.tree import Tree
+from tutelage.config import Config, Full, ReverseKL
+from tutelage.data.verify import Verify
+from tutelage.errors import DataError, UsageError
+from tutelage.models.local import LocalModel
+from tutelage.signals import Signal
+from tutelage.types import RenderedPrompt, Rollout, SamplingParams
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One prompt set, and who is compared on it."""
+
+    config: Config
+    """The run's settings with this set's prompts."""
+    name: str
+    """Of the prompt set."""
+    student: LocalModel
+    """Who would learn."""
+    candidates: Sequence[Candidate]
+    """Who might teach."""
+    questions: Sequence[RenderedPrompt]
+    """What is asked."""
+    verify: Verify | None
+    """Judges an answer; None where nobody does."""
+    signals: Mapping[str, Sequence[Signal]]
+    """What was noticed of each teacher without weights."""
+
+    @property
+    def params(self) -> SamplingParams:
+        """How completions are drawn, as in training."""
+        rollout = self.config.rollout
+        return SamplingParams(
+            max_new_tokens=rollout.max_new_tokens,
+            temperature=rollout.temperature,
+            top_p=rollout.top_p,
+            top_k=rollout.top_k,
+        )
+
+
+def align_small(setting: Setting, drawn: Sequence[Rollout]) -> tuple[Alignment | None, list[str]]:
+    """A small alignment on the natural rollouts at hand, or why there is none."""
+    config, where = setting.config, f"{setting.name}: no alignment: "
+    if setting.verify is None:
+        return None, [where + "answers are not verified"]
+    if not config.check.budget:
+        return None, [where + "check.budget is 0"]
+    if config.rollout.top_p < 1 or config.rollout.top_k:
+        return None, [where + "rollout.top_p and rollout.top_k change what the student draws"]
+    notes: list[str] = []
+    try:
+        move = move_of("objective", config.objective, setting.candidates)
+    except UsageError:
+        move = move_of("objective", Full(divergence=ReverseKL()), setting.candidates)
+        notes.append(
+            f"{setting.name}: the alignment takes the full reverse KL in place of "
+            f"{config.objective.type}, which has no move at a single state"
+        )
+    bench = Bench(
+        student=setting.student,
+        sampler=setting.student,
+        candidates=setting.candidates,
+        objectives={"objective": move},
+        prompts=setting.questions,
+        verify=setting.verify,
+        settings=config.align.model_copy(
+            update={"budget": config.check.budget, "samples": config.check.samples}
+        ),
+        max_new_tokens=config.rollout.max_new_tokens,
+        temperature=config.rollout.temperature,
+        use_chat_template=config.data.use_chat_template,
+        seed=config.run.seed,
+    )
+    try:
+        tree = _plant_within_budget(bench, drawn)
+    except (DataError, UsageError) as error:  # no outcome to learn from, or too small a budget
+        return None, [*notes, where + str(error)]
+    records = [
+        {"unit": branch.name, **record}
+        for part in blocks(tree, setting.student.batch_size)
+        for branch, record in grow(bench, tree, part)
+    ]
+    return conclude(bench, tree, records), notes
+
+
+def _plant_within_budget(bench: Bench, drawn: Sequence[Rollout]) -> Tree:
+    """A tree with as many spines a question as the budget allows, at least one."""
+    spines = min(bench.settings.spines, bench.settings.samples)
+    while True:
+        settings = bench.settings.model_copy(update={"spines": spines})
+        try:
+            return plant(replace(bench, settings=settings), drawn)
+        except UsageError:  # the budget is below the floor of so many
+            if spines == 1:
+                raise
+            spines //= 2
