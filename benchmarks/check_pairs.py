@@ -1,7 +1,7 @@
 """Does the verdict of `check` come true? Lab pairs that no threshold has seen.
 
     python benchmarks/check_pairs.py --output results.jsonl --models models   # resumes
-    python benchmarks/check_pairs.py --output second.jsonl --models models --round second
+    python benchmarks/check_pairs.py --output third.jsonl --models models --round third
     python benchmarks/check_pairs.py --output results.jsonl --table
 
 Every pair is made anew from a seed, checked, and then trained as it is. A verdict of go says that
@@ -21,10 +21,11 @@ STEPS = 160
 HELD_OUT = 500
 GAIN = 0.05
 RUNNING, MOD = "running total", "mod total"
-# Round -> task -> seeds. The second came after the first had shown what the rule lacked.
+# Round -> task -> seeds. Each came after the one before had shown what the rule lacked.
 ROUNDS = {
     "first": {RUNNING: (11, 12, 13), MOD: (21,)},
-    "second": {RUNNING: (31, 32), MOD: (41,)},
+    "second": {RUNNING: (31,)},
+    "third": {RUNNING: (51, 52), MOD: (61,)},
 }
 # Kind -> student, teacher.
 BOTH = {
@@ -33,17 +34,18 @@ BOTH = {
     "larger, same data": ("student", "same_data"),
     "reverse": ("compatible", "student"),
 }
+DIALLED = {
+    f"dialled to the other pattern, {share}": (f"dialled_{share}", "incompatible")
+    for share in ("0.03", "0.1", "0.3")
+}
 PAIRS = {
     "first": BOTH
     | {
         "reverse, larger": ("compatible", "same_data"),
         "dialled to the other pattern": ("dialled", "incompatible"),
     },
-    "second": BOTH
-    | {
-        f"dialled to the other pattern, {share}": (f"dialled_{share}", "incompatible")
-        for share in ("0.03", "0.1", "0.3")
-    },
+    "second": BOTH | DIALLED,
+    "third": BOTH | DIALLED,
 }
 PREDICTS = {"go": "gained", "cold-start": "no gain", "different-teacher": "no gain"}
 

@@ -187,6 +187,31 @@ def test_the_command_says_the_next_command_and_exits_by_the_verdict(settings, tm
         assert "--run.seed 4" in told["next"]
 
 
+def test_a_baseline_is_named_by_a_flag_of_its_own(settings, tmp_path, capsys):
+    from tutelage.config import dump_config
+
+    path = tmp_path / "run.yaml"
+    path.write_text(dump_config(settings(check={"questions": 8, "budget": 0, "continued": 0})))
+    words = ["check", "-c", str(path), "--json", "--baseline", str(model_path("same_data"))]
+    assert main(words) == 3
+    told = json.loads(capsys.readouterr().out)
+    assert [look["teacher"] for look in told["looks"]] == ["teacher", "baseline"]
+    low, high = told["looks"][0]["baseline"]["kl_difference"]["interval"]
+    assert low < told["looks"][0]["baseline"]["kl_difference"]["value"] < high
+    assert str(model_path("same_data")) in told["next"]
+
+
+def test_a_baseline_of_a_taken_name_is_refused(settings):
+    taken = {"path": str(model_path("same_data"))}
+    with pytest.raises(UsageError, match="one name"):
+        check(settings(align={"teachers": {"baseline": taken}}, check={"baseline": taken}))
+
+
+def test_an_objective_on_more_tokens_than_there_are_is_refused_as_in_training(settings):
+    with pytest.raises(UsageError, match="at most 32"):
+        check(settings(objective={"type": "top_k", "k": 64}))
+
+
 def test_a_pair_that_cannot_be_combined_is_a_verdict_without_weights(settings, tmp_path):
     teacher = shutil.copytree(model_path("compatible"), tmp_path / "teacher")
     tokenizer = json.loads((teacher / "tokenizer.json").read_text())
@@ -255,6 +280,43 @@ def test_prompt_sets_and_contexts_are_compared_in_one_call(settings, tmp_path):
         (teacher, where) for teacher in ("teacher", "self:answer") for where in ("run", "other")
     }
     assert found.student.keys() == {"run", "other"}
+
+
+def test_where_templates_differ_the_first_difference_is_shown(settings, tmp_path):
+    teacher = shutil.copytree(model_path("compatible"), tmp_path / "teacher")
+    template = (teacher / "chat_template.jinja").read_text()
+    quick = {"budget": 0, "continued": 0, "questions": 4}
+
+    def signals():
+        given = settings(teacher={"path": str(teacher)}, check=quick)
+        return {signal.name: signal for signal in check(given).looks[0].signals}
+
+    # Other text that renders to the same tokens is no difference.
+    (teacher / "chat_template.jinja").write_text("{# a comment #}" + template)
+    assert "templates_differ" not in signals()
+    (teacher / "chat_template.jinja").write_text(template.replace("default('X')", "default('Y')"))
+    told = signals()["templates_differ"].evidence
+    assert "4 of 4 prompts" in told
+    assert "from token 1 on the student reads 'X" in told
+    assert "writes 'Y" in told
+
+
+def test_a_teacher_that_cannot_be_combined_does_not_hide_a_context_that_can(settings, tmp_path):
+    teacher = shutil.copytree(model_path("compatible"), tmp_path / "teacher")
+    tokenizer = json.loads((teacher / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["1"], vocabulary["2"] = vocabulary["2"], vocabulary["1"]
+    (teacher / "tokenizer.json").write_text(json.dumps(tokenizer))
+    found = check(
+        settings(
+            teacher={"path": str(teacher)},
+            align={"contexts": ["answer"]},
+            check={"budget": 0, "continued": 0, "questions": 4},
+        )
+    )
+    assert [look.teacher for look in found.looks] == ["teacher", "self:answer"]
+    assert found.verdict.reasons[0].name == "tokens_differ"
+    assert found.looks[1].agreement is not None
 
 
 def test_a_prompt_set_that_changes_nothing_cannot_be_written(settings):

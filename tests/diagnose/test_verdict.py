@@ -29,6 +29,9 @@ FEW = {
 }
 
 
+NEAR = {"within_reach": Measured(0.8, 0.7, 0.9)}
+
+
 @pytest.mark.parametrize(
     ("word", "changes"),
     [
@@ -63,6 +66,13 @@ FEW = {
         ("cold-start", {**FEW, "familiar_gain": None}),
         ("cold-start", {**FEW, "familiar_gain": NOTHING}),
         ("unknown", {**FEW, "familiar": Measured(0.01, 0.002, 0.03)}),
+        # Nobody saw the student in the teacher's pattern, but it could write it.
+        ("unknown", {**FEW, "familiar_gain": None, "within_reach": Measured(0.8, 0.7, 0.9)}),
+        ("cold-start", {**FEW, "familiar_gain": None, "within_reach": Measured(0, 0, 0.1)}),
+        # No step of the teacher's answers is impossible to it.
+        ("go", {**FEW, "familiar": None, "passable": Measured(0.9, 0.8, 0.95)}),
+        ("unknown", {**FEW, "familiar_gain": None, **NEAR, "passable": Measured(0.55, 0.4, 0.7)}),
+        ("cold-start", {**FEW, "shared_mass": 0.93, "passable": Measured(0.9, 0.8, 0.95)}),
         # Where most are not foreign the average advantage is about what stays.
         ("cold-start", {**FEW, "shared_mass": 0.93}),
         ("different-teacher", {**FEW, "gap": EQUAL}),

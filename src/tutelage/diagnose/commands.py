@@ -45,7 +45,7 @@ def next_command(found: "Check", arguments: Words = DEFAULT) -> str:
         case "change-prompts":
             return _look_at_prompts(found, own.verdict.reasons[0].name, arguments)
         case _:
-            return _look_elsewhere(found, own.verdict.reasons[0].name, arguments)
+            return _look_elsewhere(found, arguments)
 
 
 def _train(found: "Check", arguments: Words, changes: Mapping[str, Any]) -> str:
@@ -112,6 +112,8 @@ def _look_at_prompts(found: "Check", why: str, arguments: Words) -> str:
         limit = limit if found.room is None else min(limit, found.room)
         if limit > found.config.rollout.max_new_tokens:
             return _command("check", arguments, {"rollout.max_new_tokens": limit})
+    if why == "context_too_short" and found.room is not None and found.room > 0:
+        return _command("check", arguments, {"rollout.max_new_tokens": found.room})
     if why in ("solved", "nobody_right") and (words := _evaluate(found.config)):
         return words
     return _command("preview", arguments, {})
@@ -139,11 +141,9 @@ def _evaluate(config: Config) -> str | None:
     return shlex.join(words)
 
 
-def _look_elsewhere(found: "Check", why: str, arguments: Words) -> str:
-    """A smaller limit where that is what cannot be; else whoever was not tried yet."""
+def _look_elsewhere(found: "Check", arguments: Words) -> str:
+    """Whoever was not tried yet: the student itself, with something to read beside the question."""
     config = found.config
-    if why == "context_too_short" and found.room is not None and found.room > 0:
-        return _command("check", arguments, {"rollout.max_new_tokens": found.room})
     tried = set(config.align.contexts)
     contexts = [
         name

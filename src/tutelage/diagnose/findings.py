@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -32,6 +33,7 @@ from tutelage.types import Rollout
 
 _MICRO_BATCH = 32
 _UNLIKELY = math.log(0.1)
+_IMPASSABLE = math.log(1e-3)
 _NEARLY_ALL = 0.8
 """Share of an answer's tokens."""
 _DRAWS = 500
@@ -134,14 +136,19 @@ def token_mean(
 
 
 def familiar_answers(
-    rollouts: Sequence[Rollout], table: TokenTable, rows: torch.Tensor
+    rollouts: Sequence[Rollout], logprobs: torch.Tensor, rows: torch.Tensor
 ) -> tuple[list[Rollout], dict[str, Any]]:
-    """Answers that the teacher might have written: nearly all of their tokens are likely to it.
+    """Answers that a model might have written: nearly all of their tokens are likely to it.
 
     With their share and its interval over questions. An answer in another pattern has many tokens
-    that the teacher finds impossible; a mistake makes a few.
+    that the model finds impossible; a mistake, or a step it cannot do, makes a few.
+
+    Args:
+        rollouts: the answers.
+        logprobs: the model's log-probability of every token [N].
+        rows: which answer each token is of [N].
     """
-    likely = (table["teacher_logprob"] >= _UNLIKELY).double()
+    likely = (logprobs >= _UNLIKELY).double()
     counts = torch.bincount(rows, minlength=len(rollouts)).double()
     sums = torch.zeros(len(rollouts), dtype=torch.float64).index_add_(0, rows, likely)
     is_familiar = (sums >= _NEARLY_ALL * counts) & (counts > 0)
@@ -246,17 +253,51 @@ def _pass(question: Question, k: int) -> float:
     return pass_at_k(round(sum(question.judged)), len(question.judged), k)
 
 
-def novelty_of(models: Models, answers: Evaluation, k: int) -> Record:
-    """What the student thinks of the teacher's right answers, token by token.
+def passable_answers(
+    answers: Sequence[Rollout], logprobs: torch.Tensor, rows: torch.Tensor
+) -> dict[str, Any]:
+    """Share of familiar answers without any token that the student would hardly ever draw.
+
+    The reverse KL pulls on a token in proportion to its probability, so one impossible token, where
+    the pattern is chosen, is enough to keep the student out.
+    """
+    least = torch.zeros(len(answers), dtype=torch.float64).scatter_reduce(0, rows, logprobs, "amin")
+    familiar = {id(r) for r in familiar_answers(answers, logprobs, rows)[0]}
+    passes = [
+        float(id(r) in familiar and low >= _IMPASSABLE)
+        for r, low in zip(answers, least.tolist(), strict=True)
+    ]
+    shares = _by_question(answers, passes)
+    return {"value": fmean(shares), "interval": list(proportion_interval(shares))}
+
+
+def novelty_of(models: Models, answers: Evaluation, asked: Sequence[Rollout], k: int) -> Record:
+    """What the student, asked as in `asked`, thinks of the teacher's right answers.
 
     Absent where the teacher gave none.
     """
-    right = [r for r in answers.rollouts if r.reward == 1 and r.completion_ids]
+    prompts = {r.prompt.id: r.prompt_ids for r in asked}
+    right = [
+        replace(r, prompt_ids=prompts[r.prompt.id], teacher_prompt_ids=r.prompt_ids)
+        for r in answers.rollouts
+        if r.reward == 1 and r.completion_ids
+    ]
     if not right:
         return {}
     table, rows = agree(models, right, k)
     logprobs = table["student_logprob"].double()
-    told: Record = {"answers": len(right), "tokens": len(logprobs)}
+    within_reach, passable = (
+        familiar_answers(right, logprobs, rows)[1],
+        passable_answers(right, logprobs, rows),
+    )
+    told: Record = {
+        "answers": len(right),
+        "tokens": len(logprobs),
+        "within_reach": within_reach["value"],
+        "within_reach_interval": within_reach["interval"],
+        "passable": passable["value"],
+        "passable_interval": passable["interval"],
+    }
     for key, values in (
         ("surprise", -logprobs),
         ("unlikely", (logprobs < _UNLIKELY).double()),

@@ -214,6 +214,11 @@ def evidence_of(
     gap = capability.get("accuracy")
     early = min((c for c in rescue if c.outcome == "wrong"), key=lambda c: c.depth, default=None)
     pooled = None if found is None else found.pooled.get((name, "objective"))
+    right = capability.get("right_answers") or {}
+
+    def of_right(key: str) -> Measured | None:
+        return Measured(right[key], *right[f"{key}_interval"]) if key in right else None
+
     versus = None if found is None else found.differences.get((name, "baseline"))
     return Evidence(
         student=None if student_accuracy is None else Measured(*student_accuracy),
@@ -225,6 +230,8 @@ def evidence_of(
         shared_mass_interval=intervals.get("overlap/mass_student"),
         familiar=_told(familiar, "share"),
         familiar_gain=_told(familiar, "gain"),
+        within_reach=of_right("within_reach"),
+        passable=of_right("passable"),
         kl=agreement.get("kl/reverse"),
         truncated=agreement.get("rollout/truncated"),
         stop_mass_student=agreement.get("rollout/eos_mass_student"),

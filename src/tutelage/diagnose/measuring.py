@@ -182,7 +182,7 @@ def _look(
         teacher, seen, setting.verify, setting.params, samples=samples, seed=seed
     )
     capability = capability_of(answers, theirs, samples)
-    if novelty := novelty_of(models, theirs, k):
+    if novelty := novelty_of(models, theirs, seen, k):
         capability["right_answers"] = novelty
     by_name = {(r.prompt.id, r.index): place for place, r in enumerate(continued)}
     views = [r for r in seen if (r.prompt.id, r.index) in by_name]
@@ -239,7 +239,7 @@ def _familiar(
 
     Where most answers are such, the rescue of all says the second already.
     """
-    known, share = familiar_answers(seen, table, rows)
+    known, share = familiar_answers(seen, table["teacher_logprob"], rows)
     told: dict[str, Any] = {"share": share}
     if agreement.get("overlap/mass_student", 1.0) >= SHARED_MASS:
         return told

@@ -19,6 +19,9 @@ SMALL_GAP = 0.05
 FAMILIAR = 0.02
 """Share of the student's answers that the teacher might have written, from which its pattern is one
 that the student has already."""
+WITHIN_REACH = 0.5
+"""Share of the teacher's right answers that the student might have written, from which its pattern
+is within the student's reach."""
 NO_DIFFERENCE = 1e-4
 """Nats a token below which two models say the same."""
 TRUNCATED = 0.5
@@ -81,6 +84,10 @@ class Evidence:
     """Share of the student's answers of which nearly every token is likely to the teacher."""
     familiar_gain: Measured | None = None
     """Right continuations of those from early on, teacher's minus student's."""
+    within_reach: Measured | None = None
+    """Share of the teacher's right answers of which nearly every token is likely to the student."""
+    passable: Measured | None = None
+    """Share of them in which, besides, no token is next to impossible to it."""
     kl: float | None = None
     """KL(student || teacher), nats a token."""
     truncated: float | None = None
@@ -185,7 +192,7 @@ def _stops_apart(e: Evidence, signals: Sequence[Signal]) -> Reason | None:
         name=differ.name,
         says="change-prompts",
         text=f"{differ.evidence}; so long as they do, its gap of {e.gap} may be that of answers "
-        f"which end elsewhere. {differ.advice}",
+        f"which end elsewhere; {differ.advice}",
     )
 
 
@@ -287,32 +294,57 @@ def _without_advantage(e: Evidence, nothing_new: bool) -> Reason:
             "every student answer was judged alike, so no token can be told to help"
             + (f"; the teacher's gap is {e.gap}" if e.gap else "")
         )
-    return _not_told("the advantage of its choices was not measured")
+    return Reason(
+        name="not_measured",
+        says="unknown",
+        text="whether its choices help was not measured"
+        + ("" if e.gap is None else f"; its accuracy gap is {e.gap}"),
+    )
 
 
 def _by_familiar_answers(e: Evidence) -> Reason | None:
-    """What decides where most answers are foreign to an able teacher, but some are not.
+    """What decides where most answers are foreign to an able teacher, but its pattern is near.
 
     The average advantage is then about states that training leaves: the reverse KL first raises
-    the answers that the teacher might have written, and improves the student there.
+    the answers that the teacher might have written, in proportion to how likely they are to the
+    student, and improves the student there. So either the student is seen in such answers and
+    helped there, or the teacher's right answers hold no step that it would not take.
     """
     if not _is_foreign(e) or e.gap is None or not e.gap.is_above:
         return None
-    if e.familiar is None or e.familiar_gain is None or not e.familiar_gain.is_above:
+    f, gain, reach, passable = e.familiar, e.familiar_gain, e.within_reach, e.passable
+    seen = f is not None and gain is not None and gain.is_above
+    reasons: list[str] = []
+    if seen:
+        reasons.append(
+            f"the student writes {_percent(f)} as the teacher might, and from early in those the "
+            f"teacher succeeds more often by {gain}"
+        )
+    if passable is not None and passable.low >= WITHIN_REACH:
+        reasons.append(
+            f"{_percent(passable)} of the teacher's right answers hold no step that the student "
+            "would not take"
+        )
+    elif reach is not None and reach.value >= WITHIN_REACH:
+        reasons.append(f"{_percent(reach)} of the teacher's right answers are near its own")
+    if not reasons:
         return None
-    f = e.familiar
-    told = (
-        f"most of its answers are foreign to the teacher, but the student writes {f.value:.1%} "
-        f"[{f.low:.1%}, {f.high:.1%}] as the teacher might, and from early in those the teacher "
-        f"succeeds more often by {e.familiar_gain}"
+    told = f"most of its answers are foreign to the teacher, but {', and '.join(reasons)}"
+    is_seen = seen and f is not None and f.value >= FAMILIAR
+    if is_seen or (passable is not None and passable.low >= WITHIN_REACH):
+        return Reason(
+            name="familiar",
+            says="for",
+            text=f"{told}: training moves the student over, often through a dip (gap {e.gap})",
+        )
+    return _not_told(
+        f"{told}, and whether training gets there is open; a cold start is the safe way"
     )
-    if e.familiar.value < FAMILIAR:
-        return _not_told(f"{told}, which is too rare to count on (below {FAMILIAR:.0%})")
-    return Reason(
-        name="familiar",
-        says="for",
-        text=f"{told}: training moves the student over to them, often through a dip (gap {e.gap})",
-    )
+
+
+def _percent(share: Measured | None) -> str:
+    assert share is not None
+    return f"{share.value:.1%} [{max(share.low, 0):.1%}, {share.high:.1%}]"
 
 
 def _is_foreign(e: Evidence) -> bool:
@@ -371,10 +403,7 @@ def _aside(e: Evidence, signals: Sequence[Signal]) -> list[Reason]:
         text = f"{_share(e)} of what the student does lies among tokens both find likely"
         reasons.append(Reason(name="shared_mass", says="note", text=text))
     if e.familiar is not None:
-        text = (
-            f"the teacher might have written {e.familiar.value:.1%} "
-            f"[{e.familiar.low:.1%}, {e.familiar.high:.1%}] of the student's answers"
-        )
+        text = f"the teacher might have written {_percent(e.familiar)} of the student's answers"
         reasons.append(Reason(name="familiar", says="note", text=text))
     if e.over_baseline is not None:
         how = "more helpful than" if e.over_baseline.is_above else "not told apart from"
