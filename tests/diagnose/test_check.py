@@ -203,7 +203,7 @@ def test_a_baseline_is_named_by_a_flag_of_its_own(settings, tmp_path, capsys):
 
 def test_a_baseline_of_a_taken_name_is_refused(settings):
     taken = {"path": str(model_path("same_data"))}
-    with pytest.raises(UsageError, match="one name"):
+    with pytest.raises(UsageError, match="is the name of"):
         check(settings(align={"teachers": {"baseline": taken}}, check={"baseline": taken}))
 
 
@@ -288,7 +288,7 @@ def test_where_templates_differ_the_first_difference_is_shown(settings, tmp_path
     quick = {"budget": 0, "continued": 0, "questions": 4}
 
     def signals():
-        given = settings(teacher={"path": str(teacher)}, check=quick)
+        given = settings(str(teacher), check=quick)
         return {signal.name: signal for signal in check(given).looks[0].signals}
 
     # Other text that renders to the same tokens is no difference.
@@ -309,7 +309,7 @@ def test_a_teacher_that_cannot_be_combined_does_not_hide_a_context_that_can(sett
     (teacher / "tokenizer.json").write_text(json.dumps(tokenizer))
     found = check(
         settings(
-            teacher={"path": str(teacher)},
+            str(teacher),
             align={"contexts": ["answer"]},
             check={"budget": 0, "continued": 0, "questions": 4},
         )

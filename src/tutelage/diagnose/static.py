@@ -9,7 +9,7 @@ from tutelage.config import Config, ModelConfig, PromptFormat, PromptSet
 from tutelage.data.prompts import load_prompts, split_held_out
 from tutelage.data.render import render, render_one
 from tutelage.data.verify import Verify, choose_verifier
-from tutelage.errors import DataError, TutelageError, UsageError
+from tutelage.errors import DataError, TutelageError
 from tutelage.models.facts import Facts, disagreements
 from tutelage.models.local import decode_text
 from tutelage.signals import Signal
@@ -42,19 +42,10 @@ def ask(config: Config, student: Facts) -> tuple[list[RenderedPrompt], Verify | 
 
 
 def teachers_of(config: Config) -> dict[str, ModelConfig]:
-    """Everyone who might teach, by name; the run's own first.
-
-    Raises:
-        UsageError: a further teacher has a name that is taken.
-    """
+    """Everyone who might teach, by name; the run's own first."""
     teachers = {"teacher": config.teacher, **config.align.teachers}
-    if config.check.baseline is None:
-        return teachers
-    if BASELINE in teachers:
-        raise UsageError(
-            "align.teachers.baseline and check.baseline have one name; call the first otherwise"
-        )
-    return teachers | {BASELINE: config.check.baseline}
+    baseline = config.check.baseline
+    return teachers if baseline is None else teachers | {BASELINE: baseline}
 
 
 def reworded(config: Config, change: PromptSet) -> Config:
