@@ -27,9 +27,10 @@ import torch
 from numpy import ndarray
 
 from tutelage.alignment.bench import Bench, blocks, grow, plant
-from tutelage.alignment.estimates import Nodes, gather, node_scores
+from tutelage.alignment.measured import Nodes, gather, node_scores
 from tutelage.alignment.moves import as_move
 from tutelage.alignment.nodes import REST, State, choose_nodes, rest_of
+from tutelage.alignment.plan import plan_of
 from tutelage.alignment.spines import Candidate, Spine, choose_spines
 from tutelage.alignment.tree import Tree, allocate_rollouts, nodes_per_window
 from tutelage.config import AlignConfig, ForwardKL, Full, ModelConfig, PromptFormat, ReverseKL
@@ -436,7 +437,7 @@ def wall(folder: Path, rounds: int = 3) -> None:
     settings = AlignConfig(questions=8, samples=8, spines=2, floor=8, cap=8, budget=6000)
     bench = bench_of({"compatible": embedded("compatible")}, 40, settings)
     student, tree = bench.student, plant(bench)
-    plan = tree.plan()
+    plan = plan_of(tree)
     student.batch_size = 256  # the command's default
 
     def ours() -> int:

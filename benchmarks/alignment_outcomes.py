@@ -111,7 +111,9 @@ def sometimes_solved(tree: dict[str, Any], count: int) -> list["Prompt"]:
 
 def report(folder: Path, config: Any, task: "Task | None") -> str:
     """Tables of every teacher by outcome, from the files of an alignment."""
-    from tutelage.alignment.estimates import gather, node_scores, published_nodes
+    from tutelage.alignment.measured import gather, node_scores
+    from tutelage.alignment.plan import plan_of
+    from tutelage.alignment.published import published_nodes
     from tutelage.alignment.tree import load_tree
     from tutelage.data.prompts import load_prompts
     from tutelage.ops.alignment.pooling import compare_groups, pool
@@ -125,7 +127,7 @@ def report(folder: Path, config: Any, task: "Task | None") -> str:
         late = [is_after_error(task, tree.spines[n.spine], n.depth) for n in nodes.states]
         after = np.array(late)
         labels |= {GROUPS[2]: ~nodes.right & ~after, GROUPS[3]: ~nodes.right & after}
-    lines = [str(tree.plan())]
+    lines = [str(plan_of(tree))]
     columns = ("A", "dot x 1000", "advantage", "mean cosine", "published cosine", "nodes")
     for c, teacher in enumerate(tree.teachers):
         scores, rows = node_scores(nodes, c, 0)

@@ -9,6 +9,7 @@ Prints the tables of docs/alignment.md. Every part has its own seed.
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy import ndarray
@@ -359,7 +360,38 @@ def selection(seed: int = 27, rollouts: int = 16) -> None:
     table(["nodes", "mean cosine", "s.e."], rows)
 
 
-PARTS = (sums, coverage, null, ancestors, planning, cosines, stages, selection)
+def single(seed: int = 29, replicates: int = 20) -> None:
+    """How often a single state's dot ± 1.96 errors holds the truth, with either variance."""
+    rows = []
+    for name, sureness in (("plain", 1.0), ("sure student", 3.0), ("very sure student", 8.0)):
+        rng = np.random.default_rng([seed, int(sureness)])
+        forest = random_trees(rng, 300, (4, 4, 4), sureness=sureness)
+        moved = moves.kl_student_teacher(forest.p, forest.q)
+        measured = measure_trees(forest, [moved], rng, uniform=True, rollouts=2)
+        where = (measured.tree, measured.node)
+        p, s, move = forest.p[where], np.clip(forest.s[where], 0, 1), moved[where]
+        truth = (moves.ideal_gradient(p, s) * move).sum(-1)
+        open_ = (s * (1 - s) > 1e-9).any(-1)
+        for rollouts in (4, 8, 16, 32):
+            held: dict[str, list[ndarray]] = {"unbiased": [], "cautious": []}
+            total = np.full(p.shape, rollouts)
+            for _ in range(replicates):
+                right = rng.binomial(total, s)
+                estimate = success(right, total)
+                cautious = replace(estimate, variance=node.cautious_variance(right, total))
+                off = (moves.ideal_gradient(p, estimate.s) * move).sum(-1) - truth
+                for key, x in (("unbiased", estimate), ("cautious", cautious)):
+                    error = np.sqrt(node.dot_variance(p, move, x))
+                    held[key].append(np.abs(off) <= 1.96 * error + 1e-12)
+            shares = [
+                f"{np.mean(x):.3f} ({np.mean([one[open_] for one in x]):.3f})"
+                for x in held.values()
+            ]
+            rows.append([name, rollouts, *shares])
+    table(["population", "R", "unbiased: all states (open ones)", "cautious"], rows)
+
+
+PARTS = (sums, coverage, null, ancestors, planning, cosines, stages, selection, single)
 
 
 def main() -> None:

@@ -284,7 +284,8 @@ def main() -> None:
         print(policy_table(rows) if arguments.policies else tables(rows))
         return
     chosen = [f"{teacher}, table" for teacher in TEACHERS]
-    chosen = list(POLICIES) if arguments.policies else [*chosen, *RUNS]
+    bases = [f"{teacher}, uniform" for teacher in TEACHERS]
+    chosen = [*bases, *POLICIES] if arguments.policies else [*chosen, *RUNS]
     import torch
 
     torch.set_num_threads(1)

@@ -2,9 +2,12 @@
 
 import json
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -78,7 +81,23 @@ def test_the_command_prints_a_plan_first_and_leaves_a_table_that_training_reads(
     node = spine["nodes"][0]
     assert len(node["children"]) == len(node["student"]) == len(node["success"])
     assert sum(node["student"]) == pytest.approx(1)
-    assert {"dot", "advantage", "cosine", "move"} == set(node["teachers"]["teacher"]["objective"])
+    told = node["teachers"]["teacher"]["objective"]
+    assert {"dot", "advantage", "cosine", "move"} < set(told)
+    assert len(spine["moves"]["teacher"]) == len(spine["tokens"])
+    assert spine["moves"]["teacher"][node["depth"]] == pytest.approx(told["move"])
+    assert len(found["questions"]) <= 6
+    assert sum(q["teacher"]["advantage"] for q in found["questions"].values()) != 0
+
+
+def test_a_teacher_that_is_the_student_is_told_and_gives_no_table(tree, tmp_path):
+    config = changed(tree, "teacher", path=tree["student"]["path"])
+    found = align(config, tmp_path / "out").pooled["teacher", "objective"]
+    assert found.dot.value == pytest.approx(0, abs=1e-15)
+    assert found.advantage.value == 0
+    assert found.signal
+    assert found.alignment is None
+    assert "moves the student nowhere" in " ".join(found.warnings)
+    assert not (tmp_path / "out" / "reliability.json").exists()
 
 
 def test_several_teachers_share_one_tree(tree, tmp_path):
@@ -172,3 +191,42 @@ def test_the_recipe_of_the_embedded_models_runs(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     for teacher in ("teacher", "same_data", "incompatible"):
         assert f"\n{teacher}" in out
+
+
+def test_killed_at_any_moment_it_goes_on_and_counts_every_rollout_once(tree, tmp_path):
+    """SIGKILL at random times, from before the plan to after the last rollout."""
+    undisturbed = align(parse_config(tree), tmp_path / "whole").to_dict()
+    file, cut = tmp_path / "run.yaml", tmp_path / "cut"
+    file.write_text(json.dumps(tree))
+    code = "import sys; from tutelage.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "align", "-c", str(file), "-o", str(cut)]
+    seed = int.from_bytes(os.urandom(4), "big")
+    print("seed", seed)  # shown where it fails
+    luck, seen = random.Random(seed), []
+    for _ in range(3):
+        resume = ["--resume"] if (cut / "config.yaml").exists() else []
+        job = subprocess.Popen([*command, *resume], stdout=subprocess.DEVNULL)
+        wanted = luck.choice(["config.yaml", "tree.json", "rollouts.jsonl"])
+        deadline = time.monotonic() + 60
+        while job.poll() is None and not (cut / wanted).exists() and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(luck.choice([0.0, 0.01, 0.1, 0.3]))
+        job.kill()
+        job.wait()
+        ledger = cut / "rollouts.jsonl"
+        seen.append(ledger.read_bytes().count(b"\n") if ledger.exists() else 0)
+    assert seen == sorted(seen)  # nothing that was finished is ever taken back
+    resume = (cut / "config.yaml").exists()
+    assert align(parse_config(tree), cut, resume=resume).to_dict() == undisturbed
+    units = [record["unit"] for record in read_jsonl(cut / "rollouts.jsonl")]
+    assert len(units) == len(set(units)) > 0
+    assert (cut / "alignment.json").read_text() == (tmp_path / "whole/alignment.json").read_text()
+
+
+def test_killed_before_its_tree_was_written_it_plants_the_same_one(tree, tmp_path):
+    undisturbed = align(parse_config(tree), tmp_path / "whole").to_dict()
+    cut = tmp_path / "cut"
+    shutil.copytree(tmp_path / "whole", cut)
+    for name in ("tree.json", "nodes.jsonl", "rollouts.jsonl", "alignment.json"):
+        (cut / name).unlink()
+    assert align(parse_config(tree), cut, resume=True).to_dict() == undisturbed

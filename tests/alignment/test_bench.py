@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from tutelage.alignment.bench import blocks, conclude, grow, plant
-from tutelage.alignment.estimates import gather, node_scores
 from tutelage.alignment.job import prepare_bench
+from tutelage.alignment.measured import gather, node_scores
 from tutelage.alignment.nodes import REST
+from tutelage.alignment.plan import plan_of
 from tutelage.alignment.tree import load_tree, save_tree
 from tutelage.config import Config, parse_config
 from tutelage.errors import DataError, UsageError
@@ -141,7 +142,7 @@ def test_the_smallest_budget_is_what_nodes_drawn_by_size_cost(tree):
     spent = []
     for seed in range(5):  # other draws of nodes and spines than those of the message
         floor = settings.align.model_copy(update={"budget": needed + needed // 5})
-        plan = plant(replace(bench, settings=floor, seed=seed)).plan()
+        plan = plan_of(plant(replace(bench, settings=floor, seed=seed)))
         spent.append(plan["natural_tokens"] + plan["expected_tokens"])
     assert np.mean(spent) < 1.2 * needed
 
@@ -151,7 +152,7 @@ def test_a_tree_is_the_same_after_a_round_to_disk(world, tmp_path):
     tree = plant(bench)
     save_tree(tree, tmp_path)
     again = load_tree(tmp_path, {p.prompt.id: p.prompt for p in bench.prompts})
-    assert again.plan() == tree.plan()
+    assert plan_of(again) == plan_of(tree)
     records = run(bench, tree)
     assert run(bench, again) == records
     assert conclude(bench, again, records).to_dict() == conclude(bench, tree, records).to_dict()

@@ -308,6 +308,27 @@ def test_averaged_over_every_outcome_the_estimates_are_the_truth():
         assert estimated == pytest.approx(spread, abs=1e-12)
 
 
+def test_a_single_nodes_error_is_not_zero_where_few_outcomes_agree():
+    """Exact: how often the dot lies within 1.96 errors of the truth, over all outcomes."""
+    p, q, totals = np.array([0.7, 0.3]), np.array([0.4, 0.6]), (4, 4)
+    move = moves.kl_student_teacher(p, q)
+    right = binomial_outcomes(totals)
+    unbiased = success(right, np.array(totals))
+    variance = node.cautious_variance(right, np.array(totals))
+    assert variance[0] == pytest.approx(1 / 6 * 5 / 6 / 6)
+    cautious = Success(s=unbiased.s, variance=variance, known=unbiased.known)
+    for s in ([0.05, 0.1], [0.5, 0.5], [0.95, 0.02]):
+        s = np.array(s)
+        off = (ideal_gradient(p, unbiased.s) - ideal_gradient(p, s)) @ move
+        held = {}
+        for name, estimate in (("unbiased", unbiased), ("cautious", cautious)):
+            error = np.sqrt(node.dot_variance(p, move, estimate))
+            held[name] = binomial_chances(right, totals, s) @ (np.abs(off) <= 1.96 * error)
+        assert held["cautious"] >= held["unbiased"]
+        assert held["cautious"] > 0.92
+        assert s[0] == 0.5 or held["unbiased"] < 0.6
+
+
 def test_the_split_half_square_is_unbiased_and_noisier():
     totals, s = (3, 2, 2, 3), np.array([0.9, 0.3])
     p, right = np.array([0.6, 0.4]), binomial_outcomes(totals)

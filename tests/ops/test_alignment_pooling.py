@@ -133,6 +133,7 @@ def test_reusing_prefixes_saves_little_where_decoding_dominates(decode, ratio):
     depths = (np.arange(40) + 0.5) * 300 / 40
     cost = design.rollout_cost(300, 300, depths, 3, 60, decode)
     assert cost.naive / cost.cached == pytest.approx(ratio, abs=5e-4)
+    assert cost.naive - cost.batched == pytest.approx(59 * 3 * (301 + depths).sum())
     by_node = design.rollout_cost(300, 300, depths, np.full(40, 3), np.full(40, 60.0), decode)
     assert by_node == cost
 

@@ -6,15 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.alignment.bench import Bench, blocks, conclude, grow, plant, spread
-from tutelage.alignment.estimates import (
-    Alignment,
-    gather,
-    node_scores,
-    plain,
-    reliability_table,
-    token_records,
-)
+from tutelage.alignment.estimates import Alignment, plain
+from tutelage.alignment.measured import gather, node_scores
 from tutelage.alignment.moves import ObjectiveMove, as_move, require_listable
+from tutelage.alignment.plan import plan_of
+from tutelage.alignment.records import reliability_table, token_records
 from tutelage.alignment.spines import Candidate
 from tutelage.alignment.tree import Tree, load_tree, save_tree
 from tutelage.config import (
@@ -84,18 +80,23 @@ def align(
                     "differ; leave them as they were, or choose another --output"
                 )
             bench = prepare_bench(config)
-            tree = load_tree(folder, {p.prompt.id: p.prompt for p in bench.prompts})
+            if (folder / "tree.json").exists():
+                tree = load_tree(folder, {p.prompt.id: p.prompt for p in bench.prompts})
+            else:  # killed before it was written
+                tree = plant(bench)
+                save_tree(tree, folder)
         else:
             reserve_run(output, overwrite=overwrite)
             config = pin_models(config)
             bench = prepare_bench(config)
             tree = plant(bench)
+            settings = dump_config(config)
             folder = create_run(output, overwrite=overwrite).path
-            save_tree(tree, folder)
+            replace_text(folder / "config.yaml", settings)  # first: now it can go on
             replace_text(folder / "environment.json", to_json(environment()))
-            replace_text(folder / "config.yaml", dump_config(config))  # last: now it can go on
+            save_tree(tree, folder)
         with Interrupts() as interrupts:
-            observer({"kind": "plan", **tree.plan()})
+            observer({"kind": "plan", **plan_of(tree)})
             ledger = Ledger(folder / "rollouts.jsonl")
             shown = time.monotonic()
             for part in blocks(tree, bench.student.batch_size, done=lambda b: b.name in ledger):
@@ -250,15 +251,13 @@ def write_results(
     found: Alignment,
     folder: Path,
 ) -> None:
-    """alignment.json, tokens.jsonl, and reliability.json where the teacher's entropy is known."""
+    """alignment.json, tokens.jsonl, and reliability.json where there is such a table."""
     nodes = gather(tree, records, use_backup=bench.settings.backup)
     lines = token_records(tree, nodes, bench.student.tokens)
     replace_text(folder / "tokens.jsonl", "".join(to_json(line) + "\n" for line in lines))
-    first = tree.teachers.index("teacher")
-    if any(node.teacher_entropies[first] is not None for node in tree.nodes):
-        table = reliability_table(nodes, tree, "teacher")
+    if (table := reliability_table(nodes, tree, "teacher")) is not None:
         replace_text(folder / "reliability.json", to_json(table))
-    replace_text(folder / "alignment.json", to_json({"plan": tree.plan(), **found.to_dict()}))
+    replace_text(folder / "alignment.json", to_json({"plan": plan_of(tree), **found.to_dict()}))
 
 
 def _so_far(bench: Bench, tree: Tree, ledger: Ledger) -> dict[str, Any]:

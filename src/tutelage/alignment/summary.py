@@ -51,6 +51,13 @@ def summary(found: Alignment) -> str:
         f"{found.nodes} nodes, {found.tokens:,} targeted tokens, {found.unknown} rollouts not "
         f"judged, {found.covered:.1%} of the student's mass forced token by token"
     )
+    parts.append(
+        "advantage: what one token of the teacher's would add to the chance of a right answer\n"
+        "dot: what a small step of the objective would\n"
+        "A: its direction; 1 where all of it points to success\n"
+        "reliability: the share of what was measured that is not noise\n"
+        "95 % intervals are over questions"
+    )
     parts += sorted({f"note: {warning}" for p in _all(found) for warning in p.warnings})
     return "\n\n".join(parts)
 

@@ -90,19 +90,6 @@ class Tree:
             for node, outcomes in zip(self.nodes, self.settled, strict=True)
         ]
 
-    def plan(self) -> dict[str, Any]:
-        """What it will cost, for a reader before anything is spent."""
-        return {
-            "questions": len({spine.question for spine in self.spines.values()}),
-            "natural_rollouts": self.natural,
-            "natural_tokens": self.natural_tokens,
-            "spines": len(self.spines),
-            "nodes": len(self.nodes),
-            "children": sum(map(len, self.rollouts)),
-            "targeted_rollouts": sum(map(sum, self.rollouts)),
-            "expected_tokens": round(self.expected_tokens),
-        }
-
 
 def spines_of(
     groups: Sequence[Sequence[Rollout]], count: int, seed: int

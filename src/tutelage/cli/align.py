@@ -52,12 +52,16 @@ def align(
 
         def tell(record: dict[str, Any]) -> None:
             if record["kind"] == "plan":
+                work = record["work"]
                 say(
                     f"{record['questions']} questions, {record['spines']} spines, "
                     f"{record['nodes']} nodes, {record['children']} children: "
                     f"{record['targeted_rollouts']:,} targeted rollouts, about "
                     f"{record['expected_tokens']:,} tokens ({record['natural_tokens']:,} spent on "
-                    f"{record['natural_rollouts']} natural rollouts)."
+                    f"{record['natural_rollouts']} natural rollouts). Teachers read "
+                    f"{sum(record['teacher_tokens'].values()):,} tokens apart from it. Work at "
+                    f"{work['decode_cost']:.0f} prefilled tokens a decoded one: {work['ours']:,}; "
+                    f"one rollout at a time it would be {work['one_at_a_time']:,}."
                 )
             elif "advantage" in record:
                 low, high = record.get("advantage_interval", (float("nan"),) * 2)

@@ -92,12 +92,12 @@ def reserve_run(path: str | Path, *, overwrite: bool = False) -> Run:
         if not overwrite:
             raise UsageError(
                 f"run directory {folder} exists; continue it with --resume, replace it with "
-                "--overwrite, or choose another --run.dir"
+                "--overwrite, or choose another directory"
             )
         if not folder.is_dir() or not (folder / "config.yaml").exists():
             raise UsageError(
                 f"{folder} is no run directory (it has no config.yaml), so --overwrite will not "
-                "delete it; choose another --run.dir"
+                "delete it; choose another directory"
             )
     return Run(folder)
 

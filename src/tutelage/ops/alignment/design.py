@@ -199,6 +199,8 @@ class RolloutCost:
 
     naive: float
     """Every rollout prefills its whole prefix."""
+    batched: float
+    """The rollouts of a child prefill their prefix once, as `align` does."""
     cached: float
     """The spine is prefilled once, and each child adds one token."""
 
@@ -227,5 +229,6 @@ def rollout_cost(
     each = branches * rollouts
     return RolloutCost(
         naive=float((each * (prompt + depth + 1 + decoded)).sum()),
+        batched=float((branches * (prompt + depth + 1) + each * decoded).sum()),
         cached=float(prompt + length + branches.sum() + (each * decoded).sum()),
     )

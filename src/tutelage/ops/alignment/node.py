@@ -99,6 +99,18 @@ def success(right: ndarray, total: ndarray) -> Success:
     return Success(s=s, variance=np.asarray(variance), known=np.asarray(known))
 
 
+def cautious_variance(right: ndarray, total: ndarray) -> ndarray:
+    """Variance of s for the error of a single node, where no child may look certain.
+
+    The larger of the unbiased one and of s (1 - s) / (total + 2), s = (right + 1) / (total + 2):
+    one right and one wrong rollout more than were seen. The unbiased one is 0 where all outcomes
+    agree, which averages out over many nodes and misleads about one.
+    """
+    right, total = np.asarray(right, dtype=float), np.asarray(total, dtype=float)
+    s = (right + 1) / (total + 2)
+    return np.asarray(np.maximum(success(right, total).variance, s * (1 - s) / (total + 2)))
+
+
 def score(p: Children, q: Children, move: Children, estimate: Success) -> NodeScores:
     """The numbers of each node; p, q and move are reduced to the estimated children.
 
@@ -165,7 +177,7 @@ def square_noise(p: Children, estimate: Success) -> Nodes:
 
 
 def dot_variance(p: Children, move: Children, estimate: Success) -> Nodes:
-    """Unbiased estimate of the variance of <ĝ, D>."""
+    """Unbiased estimate of the variance of <ĝ, D>; of a single node with `cautious_variance`."""
     return np.asarray((dot_weights(p, move) ** 2 * estimate.variance).sum(-1))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float64
 from numpy import ndarray
 
+from tutelage.ops.alignment.moves import NEGLIGIBLE
 from tutelage.ops.alignment.node import NodeScores
 from tutelage.ops.intervals import Z95, student_quantile
 
@@ -37,7 +38,7 @@ class Pooled:
     """What a set of nodes says about one teacher and one objective."""
 
     alignment: Estimate | None
-    """A = sum w <ĝ,D> / sqrt(sum w U sum w ||D||^2); None without a detectable signal."""
+    """A = sum w <ĝ,D> / sqrt(sum w U sum w ||D||^2); None without a detectable signal or move."""
     dot: Estimate
     """Mean of <ĝ,D> a visit."""
     advantage: Estimate
@@ -69,7 +70,7 @@ class Difference:
     """One teacher, objective or group of nodes minus another, over the same questions."""
 
     alignment: Estimate | None
-    """Difference of A; None where either has no detectable signal."""
+    """Difference of A; None where either has no detectable signal or no move."""
     dot: Estimate
     """Difference of the mean dots; comparable where the objective is the same."""
     advantage: Estimate
@@ -148,8 +149,11 @@ def pool(
             "no detectable outcome signal: success does not measurably depend on the next token "
             "at these nodes, so no direction can be compared; read the dot and its interval"
         )
+    moves = _has_move(sums)
+    if not moves:
+        warnings.append("the objective moves the student nowhere here, so it has no direction")
     return Pooled(
-        alignment=_estimate(_alignment, totals, resampled, count) if signal else None,
+        alignment=_estimate(_alignment, totals, resampled, count) if signal and moves else None,
         dot=_estimate(_mean("dot"), totals, resampled, count),
         advantage=_estimate(_mean("advantage"), totals, resampled, count),
         square=float(totals["square"]) / weight,
@@ -285,11 +289,11 @@ def _difference(
 
         return difference
 
-    signal = _has_signal(one["square"]) and _has_signal(other["square"])
+    defined = all(_has_signal(x["square"]) and _has_move(x) for x in (one, other))
     cosines = one["defined"].any() and other["defined"].any()
     return Difference(
         alignment=estimate(_alignment_gap if shared_square else gap(_alignment))
-        if signal
+        if defined
         else None,
         dot=estimate(gap(_mean("dot"))),
         advantage=estimate(gap(_mean("advantage"))),
@@ -355,6 +359,11 @@ def _standard_error(column: ndarray) -> float | None:
 def _has_signal(squares: ndarray) -> bool:
     error = _standard_error(squares)
     return error is not None and float(squares.sum()) > SIGNAL_ERRORS * error
+
+
+def _has_move(sums: Columns) -> bool:
+    """Whether ||D|| is more than what rounding leaves of 0."""
+    return float(sums["move_square"].sum()) > NEGLIGIBLE**2 * float(sums["weight"].sum())
 
 
 def _alignment(columns: Columns) -> ndarray:
