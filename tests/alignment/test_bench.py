@@ -221,3 +221,24 @@ def test_the_budget_holds_where_teachers_move_most_at_the_costliest_states(tree)
     given = {**tree["align"], "questions": 12, "budget": 40000, "rollouts": 20, "floor": 20}
     planted = plant(prepare_bench(parse_config({**tree, "align": given})))
     assert planted.natural_tokens + planted.expected_tokens < 1.1 * 40000
+
+
+def test_questions_add_up_to_the_whole_and_equal_teachers_are_not_told_apart(world):
+    bench = world.bench(budget=2000, window=2)
+    bench = replace(
+        bench, candidates=[*bench.candidates, replace(bench.candidates[0], name="again")]
+    )
+    tree = plant(bench)
+    records = run(bench, tree)
+    found = conclude(bench, tree, records)
+    nodes = gather(tree, records)
+    weights = dict.fromkeys(nodes.questions, 0.0)
+    for question, weight in zip(nodes.questions, nodes.weights, strict=True):
+        weights[question] += weight
+    for name in ("advantage", "dot"):
+        parts = [weights[q] * by["teacher"][name] for q, by in found.questions.items()]
+        whole = getattr(found.pooled["teacher", "objective"], name).value
+        assert sum(parts) / sum(weights.values()) == pytest.approx(whole)
+    assert set(found.best.values()) == {None}
+    errors = [by["teacher"]["advantage_error"] for by in found.questions.values()]
+    assert min(errors) > 0
