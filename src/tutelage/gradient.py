@@ -19,6 +19,7 @@ from tutelage.metrics import (
     TokenTable,
     concatenate,
     last_positions,
+    own_stops,
     served_statistics,
     stop_masses,
     token_statistics,
@@ -171,6 +172,25 @@ def measure(
     return concatenate(tables), torch.cat(rows)
 
 
+@torch.no_grad()
+def move_of_policy(student: LocalModel, rollouts: Sequence[Rollout], before: Tensor) -> float:
+    """KL(before || now) of the student in nats a token, k3 at the tokens of these rollouts.
+
+    `before` holds the tokens' log-probabilities [N] when they were last scored. The estimate is
+    exact on average where the student of that time drew them.
+    """
+    batch = collate(rollouts)
+    hidden = student.hidden(batch)
+    now = [
+        logprobs.gather(
+            log_softmax_(student.head.logits(hidden[rows])), batch.targets[rows].to(hidden.device)
+        )
+        for rows in chunks(len(hidden), chunk_rows(student.vocabulary))
+    ]
+    change = torch.cat(now).cpu().double() - before.double()
+    return float((change.expm1() - change).mean())
+
+
 class _States:
     """The states of one micro-batch: visited chunk by chunk, each giving loss and gradient."""
 
@@ -296,11 +316,13 @@ def _statistics(
 ) -> TokenTable:
     sampled = batch.targets[rows].to(p.device)
     if isinstance(q, TokenScores):
-        table = served_statistics(p, q, sampled, k)
-        table |= stop_masses(p, None, last[rows], models.stop_ids)
+        table, full = served_statistics(p, q, sampled, k), None
     else:
-        table = token_statistics(p, q, sampled, k)
-        table |= stop_masses(p, q, last[rows], models.stop_ids)
+        table, full = token_statistics(p, q, sampled, k), q
+    own = models.student.stop_ids
+    ended = last[rows] & torch.isin(sampled, torch.tensor(sorted(own))).cpu()
+    table |= stop_masses(p, full, last[rows], models.stop_ids)
+    table |= own_stops(p, full, table["reward/mean"], ended, own)
     drift = table["student_logprob"].cpu() - batch.sampling_logprobs[rows]
     table["rollout/drift_k3"] = drift.expm1() - drift
     return {key: value.cpu() for key, value in table.items()}

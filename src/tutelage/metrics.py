@@ -320,6 +320,23 @@ def stop_masses(
     return table
 
 
+def own_stops(
+    student: Tensor,
+    teacher: Tensor | None,
+    reward: Tensor,
+    ended: Tensor,
+    stop_ids: frozenset[int],
+) -> TokenTable:
+    """Where the student ended a rollout by itself, NaN elsewhere; [N].
+
+    What both sides think of the student's own stop ids there, and the reward of stopping. A teacher
+    that stops at other ids gives these nothing.
+    """
+    masses = stop_masses(student, teacher, ended, stop_ids)
+    table = {key.replace("rollout/eos_mass_", "stop/"): mass for key, mass in masses.items()}
+    return table | {"stop/reward": torch.where(ended.to(reward.device), reward, torch.nan)}
+
+
 def token_scores(
     rollout: Rollout, tokens: Sequence[str], table: TokenTable, mine: Tensor
 ) -> dict[str, Any]:

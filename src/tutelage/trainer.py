@@ -39,7 +39,7 @@ from tutelage.credit import gate_weights, pass_rate_weights
 from tutelage.data.verify import judge
 from tutelage.errors import GuardStop, Interrupted, Preempted, ServerError, UsageError
 from tutelage.evaluation import evaluate, write_questions
-from tutelage.gradient import accumulate, measure
+from tutelage.gradient import StepGradient, accumulate, measure, move_of_policy
 from tutelage.metrics import (
     Record,
     TokenTable,
@@ -84,6 +84,8 @@ from tutelage.types import RenderedPrompt, Rollout, SamplingParams
 Observer = Callable[[Record], None]
 # Steps that no training step has, so that evaluation never shares its draws.
 EVALUATION_STEP = -1
+# One rollout in so many tells how far a step moved the policy, at least four of them.
+MOVE_EVERY = 16
 
 
 class Trainer:
@@ -251,10 +253,11 @@ class Trainer:
             if applied:
                 self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
+        moved = self.move(rollouts, result) if applied else None
         self.step += 1
         student.policy_step = self.step
         record: Record = {"kind": "train", "step": self.step, "applied": applied, "lr": lr}
-        record |= finite({"loss": result.loss, "grad_norm": norm})
+        record |= finite({"loss": result.loss, "grad_norm": norm, "update/kl": moved})
         record |= finite(summarise_tokens(result.table))
         record |= finite(summarise_rollouts(rollouts, result.table, result.rows))
         record["rollout/age"] = fmean(self.step - 1 - r.policy_step for r in rollouts)
@@ -266,6 +269,17 @@ class Trainer:
             key: finite(part) if isinstance(part, dict) else part for key, part in series.items()
         }
         append_line(self.run.path / "positions.jsonl", {"step": self.step, **told})
+
+    def move(self, rollouts: Sequence[Rollout], result: StepGradient) -> float:
+        """How far the step just taken moved the policy, in nats a token."""
+        count = max(min(4, len(rollouts)), len(rollouts) // MOVE_EVERY)
+        count = min(count, self.config.optimizer.micro_batch_size)
+        chosen = [i * len(rollouts) // count for i in range(count)]
+        before = [result.table["student_logprob"][result.rows == i] for i in chosen]
+        with self.timings("move"):
+            return move_of_policy(
+                self.models.student, [rollouts[i] for i in chosen], torch.cat(before)
+            )
 
     def prompt_weights(self, rollouts: Sequence[Rollout]) -> Tensor | None:
         """Weight of each rollout's prompt; None where all count the same."""
@@ -390,6 +404,8 @@ class Trainer:
         record |= finite(summarise_tokens(table))
         record |= finite(summarise_rollouts(result.rollouts, table, rows))
         record |= finite(summarise_sources(result.rollouts, table, rows))
+        if self.step == 0:
+            record |= self.ask_teacher()
         record["perf/eval_s"] = time.monotonic() - started
         self.evaluations[self.step] = record
         write_questions(result, self.run.path / "eval" / f"step-{self.step}.jsonl")
@@ -417,6 +433,29 @@ class Trainer:
             temperature=settings.temperature,
             top_p=settings.top_p,
         )
+
+    def ask_teacher(self) -> Record:
+        """What the teacher itself answers to some held-out questions, as it reads them here."""
+        count = min(self.config.evaluation.teacher, len(self.session.held_out))
+        if not count:
+            return {}
+        places = [i * len(self.session.held_out) // count for i in range(count)]
+        result = evaluate(
+            self.models.teacher,
+            [self.session.held_out[i].for_teacher() for i in places],
+            self.session.verify,
+            self.evaluation_params(),
+            seed=self.config.run.seed,
+            step=EVALUATION_STEP,
+        )
+        record = {
+            f"teacher/{key}": value
+            for key, value in result.record().items()
+            if key in ("accuracy", "accuracy/low", "accuracy/high", "accuracy/questions")
+        }
+        lengths = [len(rollout.completion_ids) for rollout in result.rollouts]
+        ends = [rollout.finish_reason == "length" for rollout in result.rollouts]
+        return record | {"teacher/length": fmean(lengths), "teacher/truncated": fmean(ends)}
 
     def measure_teacher(self) -> float | None:
         """The teacher's accuracy on the held-out questions; None where none can be judged."""

@@ -229,6 +229,17 @@ def test_stop_mass_is_the_union_of_both_sides_ids_at_the_last_position():
         assert mass[row].item() == pytest.approx((p[row, 1].exp() + p[row, 4].exp()).item())
 
 
+def test_own_stops_are_told_where_the_student_ended_by_itself_and_nowhere_else():
+    p, q = random_logprobs(rows=3), random_logprobs(rows=3, seed=1)
+    reward = torch.tensor([-1.0, -2.0, -3.0])
+    table = metrics.own_stops(p, q, reward, torch.tensor([False, True, False]), frozenset({1}))
+    assert table["stop/student"][1].item() == pytest.approx(p[1, 1].exp().item())
+    assert table["stop/teacher"][1].item() == pytest.approx(q[1, 1].exp().item())
+    assert table["stop/reward"][1] == -2
+    for values in table.values():
+        assert values[[0, 2]].isnan().all()
+
+
 def test_overlap_uses_at_most_an_eighth_of_the_vocabulary():
     assert metrics.overlap_k(16, 32) == 4
     assert metrics.overlap_k(16, 50_000) == 16

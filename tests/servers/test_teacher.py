@@ -137,6 +137,7 @@ def test_lists_give_the_gradient_of_the_model_in_process_on_every_support_they_c
         "entropy/teacher",
         "entropy/gap",
         "rollout/eos_mass_teacher",
+        "stop/teacher",
     }
 
 

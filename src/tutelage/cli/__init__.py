@@ -12,6 +12,7 @@ VERBS = {
     "preview": "the exact tokens that both sides read of the first prompts",
     "train": "distil a teacher into a student on the student's own samples",
     "eval": "accuracy of a model: avg@n and pass@k with intervals",
+    "explain": "why did this run do what it did? causes with evidence and the setting to change",
     "align": "where each teacher pushes the student towards success, without training",
     "rescue": "recipes for a pair that would fail: cold start, prompts, controls",
     "push": "upload a run's finished student to a hub",

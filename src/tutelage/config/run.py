@@ -174,6 +174,9 @@ class EvaluationConfig(Section):
     """None takes the rollout's."""
     metric: Literal["accuracy", "reverse_kl"] | None = None
     """What the best checkpoint is chosen by; None takes accuracy where answers are verified."""
+    teacher: NonNegativeInt = 64
+    """Held-out questions that the teacher answers once, before the first step, so that `explain`
+    knows what it can; 0 asks none."""
     patience: NonNegativeInt = 0
     """Evaluations without a new best before the run stops; 0 never stops early."""
 

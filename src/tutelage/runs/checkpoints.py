@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -100,6 +100,13 @@ def newest_checkpoint(root: Path) -> tuple[Checkpoint, dict[str, str]]:
     raise CheckpointError(
         f"no valid checkpoint in {root} ({reasons}); start again with --overwrite"
     )
+
+
+def valid_checkpoints(root: Path) -> Iterator[Checkpoint]:
+    """The valid checkpoints under `root`, newest first; nothing is mended or set aside."""
+    for step, path in sorted(saved_steps(root).items(), reverse=True):
+        if _fault(path) is None:
+            yield Checkpoint(path, step, json.loads((path / "state.json").read_text())["loop"])
 
 
 def set_aside(root: Path, names: Iterable[str]) -> None:

@@ -1,7 +1,4 @@
-"""Rules on recorded metrics: guards while a run goes on, causes when it is explained.
-
-A rule is a pure function of the records written so far. It never sees a model.
-"""
+"""Guards: what is watched while a run goes on."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,0 +1,227 @@
+"""The verb `explain`: why did this run do what it did?"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tutelage.config import Config, load_config
+from tutelage.diagnose.foreign import read_trl, read_verl, trl_state
+from tutelage.errors import DataError, TutelageError, UsageError
+from tutelage.runs.directory import open_run, read_lines
+from tutelage.signals.causes import Cause
+from tutelage.signals.history import History
+from tutelage.signals.ranking import rank, unread
+
+STATIC_NOTES = (
+    "stop_ids_differ",
+    "templates_differ",
+    "precisions_differ",
+    "vocabularies_differ",
+    "tokens_differ",
+    "head_too_short",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """What was found about a run."""
+
+    run: Path
+    """What was read."""
+    history: History
+    """What it recorded."""
+    causes: tuple[Cause, ...]
+    """Likeliest first; empty where nothing wrong was found."""
+    notes: tuple[str, ...]
+    """What could not be read or judged."""
+
+    @property
+    def story(self) -> str:
+        """What happened and why, in a paragraph."""
+        return story(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        h = self.history
+        outcome: dict[str, Any] = {"outcome": h.outcome, "steps": len(h.steps)}
+        for key in ("accuracy", "kl/reverse", "rollout/length"):
+            values = {"start": h.at_start(key), "end": _at_end(h, key)}
+            outcome |= {f"{key}/{when}": v for when, v in values.items() if v is not None}
+        return {
+            "run": str(self.run),
+            "story": self.story,
+            **outcome,
+            "causes": [cause.to_dict() for cause in self.causes],
+            "notes": list(self.notes),
+        }
+
+
+def explain(run: str | Path) -> Explanation:
+    """Say why a run did what it did: causes, likeliest first, with evidence and a setting.
+
+    Args:
+        run: a run directory; or TRL's output directory or trainer_state.json; or the metrics of
+            verl's file logger.
+
+    Raises:
+        UsageError: nothing that can be explained is there.
+        DataError: a record in the middle is damaged.
+    """
+    path = Path(run).expanduser()
+    if not path.exists():
+        raise UsageError(f"{path} does not exist; give a run directory")
+    if (path / "config.yaml").is_file():
+        history, notes = read_history(path)
+    elif (state := trl_state(path)) is not None:
+        history, notes = read_trl(state)
+    elif path.is_file() and path.suffix == ".jsonl":
+        history, notes = read_verl(path)
+    else:
+        raise UsageError(
+            f"{path} is no run: it has neither config.yaml and metrics.jsonl (ours) nor "
+            "trainer_state.json (TRL), and is no .jsonl file of verl's metrics"
+        )
+    if not history.steps:
+        notes = [*notes, "no step was recorded, so only what was known before training is judged"]
+    if silent := unread(history):
+        notes = [*notes, f"not judged, for want of what they read: {', '.join(silent)}"]
+    return Explanation(run=path, history=history, causes=tuple(rank(history)), notes=tuple(notes))
+
+
+def read_history(path: Path) -> tuple[History, list[str]]:
+    """What a run directory of ours holds, and what of it could not be read."""
+    run = open_run(path)
+    notes: list[str] = []
+    config = load_config(run.path / "config.yaml")
+    records = _records(run.metrics, notes)
+    if not records:
+        raise UsageError(f"{run.metrics} holds no record yet; let the run take a step")
+    evaluations = [record for record in records if record.get("kind") == "eval"]
+    events = _records(run.events, notes)
+    noted = {
+        event["event"]: str(event.get("text", "")).split("; ")[0]
+        for event in events
+        if event.get("event") in STATIC_NOTES
+    }
+    noted |= static_facts(config)
+    first = evaluations[0]["step"] if evaluations else 0
+    history = History(
+        config=config,
+        steps=[record for record in records if record.get("kind") == "train"],
+        evaluations=evaluations,
+        positions=_records(run.path / "positions.jsonl", notes),
+        rollouts=_records(run.path / f"rollouts/step-{first}.jsonl", notes),
+        noted=noted,
+    )
+    return history, notes
+
+
+def static_facts(config: Config) -> dict[str, str]:
+    """Where the two models disagree, as far as their folders are still there; no weights."""
+    if not all(Path(side.path).expanduser().is_dir() for side in (config.student, config.teacher)):
+        return {}
+    from tutelage.models.facts import disagreements, facts_of  # transformers takes seconds
+
+    try:
+        student = facts_of(config.student, "student")
+        teacher = facts_of(config.teacher, "teacher")
+        found = {s.name: s.evidence for s in disagreements(student, teacher)}
+        if config.teacher.own_prompt:
+            found |= _rendered(config, student.tokenizer, teacher.tokenizer)
+    except TutelageError:  # the folders have changed since
+        return {}
+    return found
+
+
+def _rendered(config: Config, student: Any, teacher: Any) -> dict[str, str]:
+    from tutelage.data.prompts import load_prompts
+    from tutelage.data.render import render_one
+
+    chat = config.data.use_chat_template
+    prompt = load_prompts(config.data.prompts)[0]
+    sides = [
+        tokenizer.decode(list(render_one(prompt, tokenizer, settings, chat, role)))
+        for tokenizer, settings, role in (
+            (student, config.student, "student"),
+            (teacher, config.teacher, "teacher"),
+        )
+    ]
+    if sides[0] == sides[1]:
+        return {}
+    return {"rendered": f"the student reads {sides[0]!r}, the teacher {sides[1]!r}"}
+
+
+def story(explanation: Explanation) -> str:
+    """The paragraph that stands above the causes."""
+    h = explanation.history
+    parts = [_what_happened(h)]
+    sure = [cause for cause in explanation.causes if cause.confidence == "high"]
+    likely = [cause for cause in explanation.causes if cause.confidence == "medium"]
+    if sure:
+        first = sure[0]
+        parts.append(f"The cause: {_lower(first.text)} ({first.evidence[0]}).")
+        parts.append(f"To mend it: {first.advice}.")
+        others = [c.name for c in sure[1:]]
+        if others:
+            parts.append(f"Also plain in this run: {', '.join(others)}.")
+    elif likely:
+        first = likely[0]
+        parts.append(
+            f"Nothing is proven; the likeliest cause: {_lower(first.text)} ({first.evidence[0]})."
+        )
+        parts.append(f"To try: {first.advice}.")
+    elif explanation.causes:
+        names = ", ".join(cause.name for cause in explanation.causes)
+        parts.append(f"Nothing wrong was found; settings worth a look: {names}.")
+    else:
+        parts.append("Nothing wrong was found.")
+    return " ".join(parts)
+
+
+def _what_happened(h: History) -> str:
+    steps = f"{len(h.steps)} steps"
+    words = {
+        "improved": "the student became better",
+        "flat": "the student did not become better",
+        "worse": "the student became worse",
+        "unknown": "what became of the student was not recorded",
+    }
+    told = f"In {steps} {words[h.outcome]}"
+    numbers = []
+    for key, label in (("accuracy", "accuracy"), ("kl/reverse", "reverse KL")):
+        before, after = h.at_start(key), _at_end(h, key)
+        if before is not None and after is not None:
+            numbers.append(f"{label} {before:.3g} -> {after:.3g}")
+    first, last = h.first("rollout/length"), h.last("rollout/length")
+    if first is not None and last is not None:
+        numbers.append(f"length {first:.1f} -> {last:.1f} tokens")
+    return told + (f": {', '.join(numbers)}." if numbers else ".")
+
+
+def _at_end(h: History, key: str) -> float | None:
+    if h.end is not None and key in h.end:
+        return float(h.end[key])
+    return h.last(key)
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+def _records(path: Path, notes: list[str]) -> list[dict[str, Any]]:
+    """Whole records of a file; an unfinished last line is left out, and said so."""
+    if not path.is_file():
+        if path.parent.name != "rollouts":
+            notes.append(f"{path.name} is not there")
+        return []
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+    if content and not content.endswith(b"\n"):
+        notes.append(f"{path.name} ends in the middle of a line; read up to the record before")
+    records = list(read_lines(path))
+    for number, record in enumerate(records, 1):
+        if not isinstance(record, dict):
+            raise DataError(f"{path}, line {number} is no record but {type(record).__name__}")
+    return records

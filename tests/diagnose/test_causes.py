@@ -1,0 +1,223 @@
+"""Each rule fires on its signal, and not beside it."""
+
+import pytest
+from planted import STEPS, config, evaluations, healthy, steps
+
+from tutelage.signals.history import History
+from tutelage.signals.ranking import RULES, rank, unread
+
+
+def found(history):
+    return {cause.name: cause.confidence for cause in rank(history)}
+
+
+def first(history):
+    return rank(history)[0].name
+
+
+def test_in_a_healthy_run_nothing_is_found():
+    assert found(healthy()) == {}
+
+
+def test_a_run_that_recorded_nothing_is_accused_of_nothing_and_says_what_was_not_judged():
+    assert found(History()) == {}
+    assert "learning_rate" in unread(History())
+    assert unread(healthy()) == []
+
+
+FLAT = {"after": 0.34}
+PLANTED = {
+    "stop_ids": healthy(
+        noted={"stop_ids_differ": "the student stops at [2], the teacher at [0]"},
+        evaluations=evaluations(**FLAT, **{"stop/reward": -15.0, "stop/teacher": 1e-7}),
+    ),
+    "template": healthy(
+        config=config(teacher={"chat_template": "other.jinja"}),
+        evaluations=evaluations(**FLAT, teacher=0.2, **{"sequence_reward/auroc": 0.85}),
+    ),
+    "same_model": healthy(evaluations=evaluations(**FLAT, **{"kl/reverse": 1e-6})),
+    "broken_teacher": healthy(
+        evaluations=evaluations(**FLAT, teacher=0.0, **{"overlap/mass_student": 0.5})
+    ),
+    "engine_mismatch": healthy(steps=steps(**{"rollout/drift_k3": (0.02, 0.02)})),
+    "response_limit": healthy(evaluations=evaluations(**FLAT, **{"rollout/truncated": 0.6})),
+    "truncated_support": healthy(
+        config=config(objective={"type": "top_k", "k": 2, "tail": "drop"}),
+        steps=steps(**{"support/teacher_mass": (0.85, 0.85)}),
+        evaluations=evaluations(**FLAT),
+    ),
+    "reward_tail": healthy(
+        config=config(objective={"type": "sampled"}), evaluations=evaluations(**FLAT)
+    ),
+    "stale_rollouts": healthy(
+        config=config(rollout={"delay_steps": 8}),
+        steps=steps(**{"rollout/age": (8.0, 8.0), "rollout/drift_k3": (0.1, 0.1)}),
+        evaluations=evaluations(**FLAT),
+    ),
+    "learning_rate": healthy(
+        steps=steps(**{"update/kl": (5.0, 1.0)}), evaluations=evaluations(after=0.0)
+    ),
+    "thinking_pattern": healthy(
+        evaluations=evaluations(after=0.05, **{"overlap/mass_student": 0.6})
+    ),
+    "no_new_knowledge": healthy(
+        evaluations=evaluations(
+            **FLAT,
+            teacher=0.33,
+            **{"sequence_reward/auroc": 0.55, "entropy/teacher": 0.2},
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_cause_is_ranked_first_and_sure(name):
+    causes = rank(PLANTED[name])
+    assert (causes[0].name, causes[0].confidence) == (name, "high")
+    assert causes[0].evidence
+    assert all(evidence for evidence in causes[0].evidence)
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_no_other_cause_is_as_sure(name):
+    assert [n for n, confidence in found(PLANTED[name]).items() if confidence == "high"] == [name]
+
+
+SYMPTOMS = {
+    "length_collapse": {"rollout/length": (18.0, 6.0), "kl/reverse": (0.8, 0.05)},
+    "length_inflation": {"rollout/truncated": (0.0, 0.9)},
+    "repetition": {"rollout/repetition": (0.0, 0.6)},
+    "entropy_collapse": {"entropy/student": (0.2, 0.001), "entropy/teacher": (0.1, 0.1)},
+    "non_finite": {},
+}
+
+
+@pytest.mark.parametrize("name", SYMPTOMS)
+def test_a_symptom_is_found_alone_and_stands_behind_a_sure_cause(name):
+    records = steps(**SYMPTOMS[name])
+    if name == "non_finite":
+        for record in records[-3:]:
+            record["applied"] = False
+    alone = healthy(steps=records, evaluations=evaluations(after=0.1))
+    assert list(found(alone)) == [name]
+    with_cause = healthy(
+        steps=[record | {"update/kl": 3.0} for record in records],
+        evaluations=evaluations(after=0.1),
+    )
+    causes = rank(with_cause)
+    assert [cause.name for cause in causes] == ["learning_rate", name]
+    assert causes[1].confidence == "medium"
+
+
+def test_deep_disagreement_is_no_more_than_a_hint():
+    bins = {
+        "tokens": [10.0] * 16,
+        "kl/reverse": [0.1] * 12 + [2.0] * 4,
+        "entropy/teacher": [0.1] * 12 + [1.0] * 4,
+    }
+    history = healthy(
+        positions=[{"step": i, "bins": bins} for i in range(STEPS)], evaluations=evaluations(**FLAT)
+    )
+    assert found(history) == {"unreliable_depth": "low"}
+
+
+def test_coarser_rounding_that_did_no_harm_is_a_setting_worth_a_look():
+    noted = {"precisions_differ": "the teacher's weights are bfloat16"}
+    assert found(healthy(noted=noted)) == {"precision": "low"}
+
+
+def test_rows_that_only_pad_are_no_cause():
+    assert found(healthy(noted={"vocabularies_differ": "28 rows and 32"})) == {}
+
+
+def test_a_teacher_of_another_prompt_that_it_reads_well_is_no_cause():
+    own = config(teacher={"user_prompt": "{question} (answer: {answer})"})
+    assert found(healthy(config=own)) == {}
+
+
+def test_a_teacher_that_gives_every_token_one_score_does_not_read():
+    constant = [{"completion_ids": [i % 4 for i in range(80)], "scores": {}}]
+    constant[0]["scores"] = {
+        "teacher_logprob": [-3.0] * 80,
+        "student_logprob": [-0.1 * (i % 7) for i in range(80)],
+    }
+    assert found(healthy(rollouts=constant))["broken_teacher"] == "high"
+    reads = constant[0]["scores"] | {"teacher_logprob": [-0.3 * (i % 5) for i in range(80)]}
+    assert found(healthy(rollouts=[constant[0] | {"scores": reads}])) == {}
+
+
+def test_a_teacher_sure_of_wrong_answers_is_broken_rather_than_weak():
+    history = healthy(
+        evaluations=evaluations(
+            after=0.1, teacher=0.35, **{"sequence_reward/auroc": 0.6, "entropy/teacher": 0.005}
+        )
+    )
+    assert list(found(history).items())[0] == ("broken_teacher", "medium")
+    assert found(history)["no_new_knowledge"] == "medium"
+
+
+def test_a_teacher_weaker_than_the_student_gives_nothing_whatever_it_tells_apart():
+    history = healthy(
+        evaluations=evaluations(
+            0.98, 0.35, teacher=0.33, **{"sequence_reward/auroc": 0.9, "entropy/teacher": 0.2}
+        )
+    )
+    assert found(history) == {"no_new_knowledge": "high"}
+
+
+def test_an_able_teacher_whose_answers_are_cut_is_not_called_weak():
+    history = healthy(
+        evaluations=evaluations(
+            teacher=0.2, **{"teacher/truncated": 0.8, "rollout/truncated": 0.75}, after=0.15
+        )
+    )
+    assert first(history) == "response_limit"
+    assert "no_new_knowledge" not in found(history)
+
+
+def test_a_reward_with_a_bound_has_no_tail():
+    bounded = config(objective={"type": "sampled", "bound": 1.0})
+    assert found(healthy(config=bounded, evaluations=evaluations(**FLAT))) == {}
+
+
+def test_a_bucket_holds_what_the_support_leaves_out():
+    few = config(objective={"type": "top_k", "k": 2})
+    records = steps(**{"support/teacher_mass": (0.85, 0.85)})
+    assert found(healthy(config=few, steps=records)) == {}
+
+
+def test_old_rollouts_are_not_taken_for_another_engine():
+    records = steps(**{"rollout/age": (1.0, 1.0), "rollout/drift_k3": (0.1, 0.1)})
+    assert found(healthy(steps=records)) == {}
+
+
+def test_one_large_step_is_no_learning_rate():
+    records = steps()
+    records[1]["update/kl"] = 2.0
+    assert found(healthy(steps=records)) == {}
+
+
+def test_two_causes_are_both_found_what_is_free_to_know_first():
+    both = healthy(
+        config=config(objective={"type": "sampled"}),
+        steps=steps(**{"update/kl": (5.0, 1.0)}),
+        evaluations=evaluations(after=0.0, **{"rollout/truncated": 0.6}),
+    )
+    assert [c.name for c in rank(both)] == ["response_limit", "reward_tail", "learning_rate"]
+
+
+def test_a_loss_of_nats_at_the_end_alone_is_a_disagreement_on_ending_without_any_note():
+    history = healthy(evaluations=evaluations(**FLAT, **{"stop/reward": -9.0, "reward/mean": -0.7}))
+    assert found(history) == {"stop_ids": "medium"}
+
+
+def test_the_outcome_without_a_verifier_is_that_of_the_divergence():
+    def run(end):
+        return History(steps=steps(**{"kl/reverse": (0.7, end)}))
+
+    assert [run(end).outcome for end in (0.1, 0.7, 3.0)] == ["improved", "flat", "worse"]
+
+
+def test_every_rule_has_a_claim_here():
+    claimed = {*PLANTED, *SYMPTOMS, "unreliable_depth", "precision"}
+    assert {rule.__name__ for rule in RULES} == claimed
