@@ -17,7 +17,7 @@ from tutelage.runs.directory import create_run, read_lines, replace_text, to_jso
 from tutelage.runs.interrupts import Interrupts
 from tutelage.session import prepare
 from tutelage.signals.causes import Cause
-from tutelage.signals.history import WINDOW, History
+from tutelage.signals.history import KL_FELL, WINDOW, History
 from tutelage.trainer import Trainer
 from tutelage.training import run_steps
 
@@ -184,15 +184,25 @@ def _choose(found: Explanation, name: str | None) -> Cause:
 
 def _begin(path: Path, history: History) -> Checkpoint | None:
     """Where a replay begins; None is the start."""
-    first = history.begin
-    for checkpoint in valid_checkpoints(path / "checkpoints"):
-        before = [r for r in history.evaluations if r["step"] <= checkpoint.step]
-        judged = first is not None and "accuracy" in first and "accuracy" in before[-1]
-        if judged and first is not None and before[-1]["accuracy/high"] >= first["accuracy"]:
-            return checkpoint
-        if not judged and history.outcome != "worse":
-            return checkpoint
-    return None
+    return next(
+        (c for c in valid_checkpoints(path / "checkpoints") if not _was_hurt_at(c.step, history)),
+        None,
+    )
+
+
+def _was_hurt_at(step: int, history: History) -> bool:
+    """Whether the student of this step was worse than that of the start, as far as is known."""
+    before = history.begin or {}
+    later = [r for r in history.evaluations if 0 < r["step"] <= step]
+    trained = [r for r in history.steps if r["step"] <= step][-WINDOW:]
+    if "accuracy" in before:
+        judged = [r["rollout/accuracy"] for r in trained if "rollout/accuracy" in r]
+        if later and "accuracy/high" in later[-1]:
+            return bool(later[-1]["accuracy/high"] < before["accuracy"])
+        return not judged or fmean(judged) < before["accuracy/low"]
+    began = history.at_start("kl/reverse")
+    now = [r["kl/reverse"] for r in trained if "kl/reverse" in r]
+    return began is None or not now or fmean(now) * KL_FELL > began
 
 
 def _run(

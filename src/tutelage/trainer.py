@@ -78,6 +78,8 @@ from tutelage.runs.directory import (
 from tutelage.runs.interrupts import Interrupts
 from tutelage.runs.rollouts import rollout_from_json, rollout_to_json
 from tutelage.session import Session, prepare
+from tutelage.signals.history import History
+from tutelage.signals.ranking import warnings
 from tutelage.timings import Timings, performance
 from tutelage.types import RenderedPrompt, Rollout, SamplingParams
 
@@ -343,16 +345,19 @@ class Trainer:
             GuardStop: a guard that ends the run.
         """
         guards = self.config.guards
-        noticed = (
+        noticed = [
             signals.non_finite(self.steps, guards.non_finite_limit),
             signals.truncation(self.steps, guards.truncated, guards.window),
             signals.length(self.steps, guards.length_factor, guards.window),
             signals.drift(self.steps, guards.drift),
-        )
+        ]
+        if guards.causes and self.due(guards.window):
+            noticed += warnings(self.history())
         for signal in noticed:
             if signal is None:
                 continue
-            stop = signal.severity == "stop" or guards.stop
+            named = guards.stop if isinstance(guards.stop, bool) else signal.name in guards.stop
+            stop = signal.severity == "stop" or named
             if stop or signal.name not in self.warned:
                 self.warned.add(signal.name)
                 told = {
@@ -364,9 +369,21 @@ class Trainer:
                 self.run.log_event("signal", **told, severity="stop" if stop else "warning")
                 self.observer({"kind": "signal", **told})
             if stop:
+                if self.applied:
+                    self.save()
                 raise GuardStop(
                     f"{signal.name}: {signal.evidence}. To mend it: {signal.advice}. {self.anew()}"
                 )
+
+    def history(self) -> History:
+        """What was recorded so far, as the rules of `explain` read it."""
+        return History(
+            config=self.config,
+            steps=self.steps,
+            evaluations=list(self.evaluations.values()),
+            noted={n["kind"]: n["text"].split("; ")[0] for n in self.session.notes},
+            goes_on=True,
+        )
 
     def anew(self) -> str:
         """How to go on with other settings, which --resume would refuse."""

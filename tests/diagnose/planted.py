@@ -58,7 +58,7 @@ HEALTHY_STEP = {
 
 def steps(**changed):
     """Records between a start and an end; a key set to None was not recorded."""
-    ends = {**HEALTHY_STEP, **{k: v for k, v in changed.items()}}
+    ends = {**HEALTHY_STEP, **changed}
     return [
         {"kind": "train", "step": i + 1, "applied": True}
         | {
@@ -81,3 +81,76 @@ def evaluations(before=0.33, after=0.9, teacher=0.98, **start):
 def healthy(**fields):
     base = History(config=config(), steps=steps(), evaluations=evaluations())
     return replace(base, **fields)
+
+
+FLAT = {"after": 0.34}
+PLANTED = {
+    "stop_ids": healthy(
+        noted={"stop_ids_differ": "the student stops at [2], the teacher at [0]"},
+        evaluations=evaluations(**FLAT, **{"stop/reward": -15.0, "stop/teacher": 1e-7}),
+    ),
+    "template": healthy(
+        config=config(teacher={"chat_template": "other.jinja"}),
+        evaluations=evaluations(**FLAT, teacher=0.2, **{"sequence_reward/auroc": 0.85}),
+    ),
+    "same_model": healthy(evaluations=evaluations(**FLAT, **{"kl/reverse": 1e-6})),
+    "broken_teacher": healthy(
+        evaluations=evaluations(**FLAT, teacher=0.0, **{"overlap/mass_student": 0.5})
+    ),
+    "engine_mismatch": healthy(steps=steps(**{"rollout/drift_k3": (0.02, 0.02)})),
+    "response_limit": healthy(evaluations=evaluations(**FLAT, **{"rollout/truncated": 0.6})),
+    "truncated_support": healthy(
+        config=config(objective={"type": "top_k", "k": 2, "tail": "drop"}),
+        steps=steps(**{"support/teacher_mass": (0.85, 0.85)}),
+        evaluations=evaluations(**FLAT),
+    ),
+    "reward_tail": healthy(
+        config=config(objective={"type": "sampled"}), evaluations=evaluations(**FLAT)
+    ),
+    "stale_rollouts": healthy(
+        config=config(rollout={"delay_steps": 8}),
+        steps=steps(**{"rollout/age": (8.0, 8.0), "rollout/drift_k3": (0.1, 0.1)}),
+        evaluations=evaluations(**FLAT),
+    ),
+    "learning_rate": healthy(
+        steps=steps(**{"update/kl": (5.0, 1.0)}), evaluations=evaluations(after=0.0)
+    ),
+    "thinking_pattern": healthy(
+        evaluations=evaluations(after=0.05, **{"overlap/mass_student": 0.6})
+    ),
+    "no_new_knowledge": healthy(
+        evaluations=evaluations(
+            **FLAT,
+            teacher=0.33,
+            **{"sequence_reward/auroc": 0.55, "entropy/teacher": 0.2},
+        )
+    ),
+}
+SYMPTOMS = {
+    "length_collapse": {"rollout/length": (18.0, 6.0), "kl/reverse": (0.8, 0.05)},
+    "length_inflation": {"rollout/truncated": (0.0, 0.9)},
+    "repetition": {"rollout/repetition": (0.0, 0.6)},
+    "entropy_collapse": {"entropy/student": (0.2, 0.001), "entropy/teacher": (0.1, 0.1)},
+    "non_finite": {},
+}
+
+
+def symptom(name):
+    """A run with one symptom and no cause."""
+    records = steps(**SYMPTOMS[name])
+    if name == "non_finite":
+        for record in records[-3:]:
+            record["applied"] = False
+    return healthy(steps=records, evaluations=evaluations(after=0.1))
+
+
+_BINS = {
+    "tokens": [10.0] * 16,
+    "kl/reverse": [0.1] * 12 + [2.0] * 4,
+    "entropy/teacher": [0.1] * 12 + [1.0] * 4,
+}
+DEEP = healthy(
+    positions=[{"step": i, "bins": _BINS} for i in range(STEPS)], evaluations=evaluations(**FLAT)
+)
+ROUNDED = healthy(noted={"precisions_differ": "the teacher's weights are bfloat16"})
+PROPOSING = (*PLANTED.values(), *(symptom(name) for name in SYMPTOMS), DEEP, ROUNDED)

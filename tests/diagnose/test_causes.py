@@ -1,10 +1,24 @@
 """Each rule fires on its signal, and not beside it."""
 
-import pytest
-from planted import STEPS, config, evaluations, healthy, steps
+from typing import get_args
 
+import pytest
+from planted import (
+    DEEP,
+    FLAT,
+    PLANTED,
+    ROUNDED,
+    SYMPTOMS,
+    config,
+    evaluations,
+    healthy,
+    steps,
+    symptom,
+)
+
+from tutelage.config import Warned
 from tutelage.signals.history import History
-from tutelage.signals.ranking import RULES, rank, unread
+from tutelage.signals.ranking import RULES, rank, unread, warnings
 
 
 def found(history):
@@ -25,51 +39,6 @@ def test_a_run_that_recorded_nothing_is_accused_of_nothing_and_says_what_was_not
     assert unread(healthy()) == []
 
 
-FLAT = {"after": 0.34}
-PLANTED = {
-    "stop_ids": healthy(
-        noted={"stop_ids_differ": "the student stops at [2], the teacher at [0]"},
-        evaluations=evaluations(**FLAT, **{"stop/reward": -15.0, "stop/teacher": 1e-7}),
-    ),
-    "template": healthy(
-        config=config(teacher={"chat_template": "other.jinja"}),
-        evaluations=evaluations(**FLAT, teacher=0.2, **{"sequence_reward/auroc": 0.85}),
-    ),
-    "same_model": healthy(evaluations=evaluations(**FLAT, **{"kl/reverse": 1e-6})),
-    "broken_teacher": healthy(
-        evaluations=evaluations(**FLAT, teacher=0.0, **{"overlap/mass_student": 0.5})
-    ),
-    "engine_mismatch": healthy(steps=steps(**{"rollout/drift_k3": (0.02, 0.02)})),
-    "response_limit": healthy(evaluations=evaluations(**FLAT, **{"rollout/truncated": 0.6})),
-    "truncated_support": healthy(
-        config=config(objective={"type": "top_k", "k": 2, "tail": "drop"}),
-        steps=steps(**{"support/teacher_mass": (0.85, 0.85)}),
-        evaluations=evaluations(**FLAT),
-    ),
-    "reward_tail": healthy(
-        config=config(objective={"type": "sampled"}), evaluations=evaluations(**FLAT)
-    ),
-    "stale_rollouts": healthy(
-        config=config(rollout={"delay_steps": 8}),
-        steps=steps(**{"rollout/age": (8.0, 8.0), "rollout/drift_k3": (0.1, 0.1)}),
-        evaluations=evaluations(**FLAT),
-    ),
-    "learning_rate": healthy(
-        steps=steps(**{"update/kl": (5.0, 1.0)}), evaluations=evaluations(after=0.0)
-    ),
-    "thinking_pattern": healthy(
-        evaluations=evaluations(after=0.05, **{"overlap/mass_student": 0.6})
-    ),
-    "no_new_knowledge": healthy(
-        evaluations=evaluations(
-            **FLAT,
-            teacher=0.33,
-            **{"sequence_reward/auroc": 0.55, "entropy/teacher": 0.2},
-        )
-    ),
-}
-
-
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_planted_cause_is_ranked_first_and_sure(name):
     causes = rank(PLANTED[name])
@@ -83,22 +52,10 @@ def test_no_other_cause_is_as_sure(name):
     assert [n for n, confidence in found(PLANTED[name]).items() if confidence == "high"] == [name]
 
 
-SYMPTOMS = {
-    "length_collapse": {"rollout/length": (18.0, 6.0), "kl/reverse": (0.8, 0.05)},
-    "length_inflation": {"rollout/truncated": (0.0, 0.9)},
-    "repetition": {"rollout/repetition": (0.0, 0.6)},
-    "entropy_collapse": {"entropy/student": (0.2, 0.001), "entropy/teacher": (0.1, 0.1)},
-    "non_finite": {},
-}
-
-
 @pytest.mark.parametrize("name", SYMPTOMS)
 def test_a_symptom_is_found_alone_and_stands_behind_a_sure_cause(name):
-    records = steps(**SYMPTOMS[name])
-    if name == "non_finite":
-        for record in records[-3:]:
-            record["applied"] = False
-    alone = healthy(steps=records, evaluations=evaluations(after=0.1))
+    alone = symptom(name)
+    records = alone.steps
     assert list(found(alone)) == [name]
     with_cause = healthy(
         steps=[record | {"update/kl": 3.0} for record in records],
@@ -110,20 +67,19 @@ def test_a_symptom_is_found_alone_and_stands_behind_a_sure_cause(name):
 
 
 def test_deep_disagreement_is_no_more_than_a_hint():
-    bins = {
-        "tokens": [10.0] * 16,
-        "kl/reverse": [0.1] * 12 + [2.0] * 4,
-        "entropy/teacher": [0.1] * 12 + [1.0] * 4,
+    assert found(DEEP) == {"unreliable_depth": "low"}
+
+
+def test_an_able_teacher_far_away_that_made_the_student_worse_is_suspect():
+    far = {"kl/reverse": 3.0}
+    assert found(healthy(evaluations=evaluations(after=0.1, **far))) == {
+        "thinking_pattern": "medium"
     }
-    history = healthy(
-        positions=[{"step": i, "bins": bins} for i in range(STEPS)], evaluations=evaluations(**FLAT)
-    )
-    assert found(history) == {"unreliable_depth": "low"}
+    assert found(healthy(evaluations=evaluations(after=0.34, **far))) == {}
 
 
 def test_coarser_rounding_that_did_no_harm_is_a_setting_worth_a_look():
-    noted = {"precisions_differ": "the teacher's weights are bfloat16"}
-    assert found(healthy(noted=noted)) == {"precision": "low"}
+    assert found(ROUNDED) == {"precision": "low"}
 
 
 def test_rows_that_only_pad_are_no_cause():
@@ -152,7 +108,7 @@ def test_a_teacher_sure_of_wrong_answers_is_broken_rather_than_weak():
             after=0.1, teacher=0.35, **{"sequence_reward/auroc": 0.6, "entropy/teacher": 0.005}
         )
     )
-    assert list(found(history).items())[0] == ("broken_teacher", "medium")
+    assert next(iter(found(history).items())) == ("broken_teacher", "medium")
     assert found(history)["no_new_knowledge"] == "medium"
 
 
@@ -216,6 +172,19 @@ def test_the_outcome_without_a_verifier_is_that_of_the_divergence():
         return History(steps=steps(**{"kl/reverse": (0.7, end)}))
 
     assert [run(end).outcome for end in (0.1, 0.7, 3.0)] == ["improved", "flat", "worse"]
+
+
+def test_a_student_that_is_no_better_yet_is_no_warning_and_one_that_is_worse_is():
+    sampled = config(objective={"type": "sampled"})
+    for after, warned in ((0.34, []), (0.1, ["reward_tail"])):
+        going = healthy(config=sampled, evaluations=evaluations(after=after), goes_on=True)
+        assert [signal.name for signal in warnings(going)] == warned
+
+
+def test_every_name_that_a_guard_may_stop_at_is_that_of_a_rule():
+    of_guards = {"truncation", "length_inflation", "length_collapse", "engine_drift", "non_finite"}
+    sure = {rule.__name__ for rule in RULES} - {"precision", "unreliable_depth", "entropy_collapse"}
+    assert set(get_args(Warned)) == sure | of_guards
 
 
 def test_every_rule_has_a_claim_here():

@@ -5,57 +5,16 @@ import shutil
 
 import pytest
 
-import tutelage
 from helpers import read_jsonl, write_jsonl
 from tutelage.cli import main
-from tutelage.config import parse_config
-from tutelage.demonstration import write_prompts
 from tutelage.diagnose.explaining import explain
 from tutelage.errors import DataError, UsageError
-from tutelage.lab.embedded import EMBEDDED_SPEC, VERIFIER, model_path
+from tutelage.lab.embedded import model_path
 
-FAULTS = {
-    "healthy": {"run": {"steps": 16}},
-    "learning_rate": {"optimizer": {"lr": 6e-2}},
-    "same_model": {"teacher": {"path": str(model_path("student"))}},
-    "thinking_pattern": {"teacher": {"path": str(model_path("incompatible"))}},
-    "template": {"teacher": {"chat_template": "TEMPLATE"}},
-}
+FAULTS = ("learning_rate", "same_model", "thinking_pattern", "template")
 
 
-@pytest.fixture(scope="session")
-def fault_runs(tmp_path_factory):
-    """A short run of each fault, by the cause that was planted."""
-    folder = tmp_path_factory.mktemp("faults")
-    task = EMBEDDED_SPEC.task
-    write_prompts(folder / "prompts.jsonl", task.train_prompts(16 * 32, 7))
-    write_prompts(folder / "held_out.jsonl", task.eval_prompts(100))
-    # Without the sign that asks for the answer.
-    (folder / "other.jinja").write_text("^X{{ messages[0].content }}")
-    runs = {}
-    for name, changed in FAULTS.items():
-        tree = {
-            "student": {"path": str(model_path("student"))},
-            "teacher": {"path": str(model_path("compatible"))},
-            "data": {
-                "prompts": str(folder / "prompts.jsonl"),
-                "eval_prompts": str(folder / "held_out.jsonl"),
-                "verifier": VERIFIER.model_dump(),
-            },
-            "rollout": {"prompts_per_step": 32, "max_new_tokens": 28},
-            "optimizer": {"lr": 2e-3, "betas": [0.9, 0.95]},
-            "evaluation": {"every": 0},
-            "run": {"dir": str(folder / name), "steps": 12, "seed": 7, "save_every": 6},
-        }
-        for section, settings in changed.items():
-            tree[section] = {**tree[section], **settings}
-        if name == "template":
-            tree["teacher"]["chat_template"] = str(folder / "other.jinja")
-        runs[name] = tutelage.train(parse_config(tree)).run
-    return runs
-
-
-@pytest.mark.parametrize("name", [name for name in FAULTS if name != "healthy"])
+@pytest.mark.parametrize("name", FAULTS)
 def test_a_planted_fault_is_named_first_with_numbers_of_the_run(fault_runs, name):
     found = explain(fault_runs[name])
     assert (found.causes[0].name, found.causes[0].confidence) == (name, "high")
@@ -85,6 +44,28 @@ def test_guards_of_training_record_what_the_causes_read(fault_runs):
         assert key in start
     assert start["stop/student"] == pytest.approx(1, abs=0.05)
     assert all(record["update/kl"] >= 0 for record in records if record["kind"] == "train")
+
+
+def test_training_warns_once_of_what_explain_is_sure_of(fault_runs):
+    for name in ("learning_rate", "same_model", "healthy"):
+        events = read_jsonl(fault_runs[name] / "events.jsonl")
+        told = [event["name"] for event in events if event["event"] == "signal"]
+        assert told.count(name) == (name != "healthy")
+        if name == "healthy":
+            assert told == []
+
+
+def test_a_guard_that_may_stop_a_run_saves_it_and_exits_with_7(fault_runs, tmp_path, capsys):
+    flags = [
+        *("--run.dir", str(tmp_path / "run"), "--run.save_every", "0"),
+        *("--guards.stop", "[learning_rate, template]"),
+    ]
+    config = fault_runs["learning_rate"] / "config.yaml"
+    assert main(["train", "-c", str(config), *flags]) == 7
+    assert "learning_rate: each step moves the student too far" in capsys.readouterr().err
+    (saved,) = (tmp_path / "run" / "checkpoints").glob("step-*")
+    assert saved.name == "step-5"
+    assert main(["train", "-c", str(config), "--guards.stop", "no_such_rule"]) == 2
 
 
 @pytest.fixture
@@ -208,6 +189,6 @@ def test_a_file_of_verls_logger_is_judged_by_what_it_carries(tmp_path):
 def test_a_log_with_nothing_to_read_is_said_to_be_one(tmp_path):
     with pytest.raises(DataError, match="none of the metrics"):
         explain(trl_state(tmp_path / "out", [{"step": 1, "loss": "nan"}]))
+    (tmp_path / "out" / "trainer_state.json").write_text("{}")
     with pytest.raises(UsageError, match="log_history"):
-        (tmp_path / "out" / "trainer_state.json").write_text("{}")
         explain(tmp_path / "out")

@@ -21,6 +21,7 @@ from tutelage.config.base import (
 )
 from tutelage.config.changes import CHANGEABLE_ON_RESUME, changes_on_resume
 from tutelage.config.check import CheckConfig, PromptSet
+from tutelage.config.guards import GuardConfig, Warned
 from tutelage.config.models import (
     LocalModelConfig,
     LoRA,
@@ -93,7 +94,6 @@ from tutelage.config.run import (
     EvaluationConfig,
     Exact,
     Function,
-    GuardConfig,
     Math,
     Numeric,
     OptimizerConfig,
@@ -185,6 +185,7 @@ __all__ = [
     "UniformWeight",
     "Verifier",
     "WarnPolicy",
+    "Warned",
     "changes_on_resume",
     "config_keys",
     "dump_config",

@@ -15,6 +15,7 @@ from pydantic import (
 from tutelage.config.align import AlignConfig
 from tutelage.config.base import Section, tagged
 from tutelage.config.check import CheckConfig
+from tutelage.config.guards import GuardConfig
 from tutelage.config.models import ModelConfig, StudentConfig
 from tutelage.config.objective import (
     CorrectnessWeight,
@@ -179,24 +180,6 @@ class EvaluationConfig(Section):
     knows what it can; 0 asks none."""
     patience: NonNegativeInt = 0
     """Evaluations without a new best before the run stops; 0 never stops early."""
-
-
-class GuardConfig(Section):
-    """When a run is stopped before it does harm."""
-
-    non_finite_limit: PositiveInt = 3
-    """Steps in a row with a non-finite loss or gradient; none of them is applied."""
-    truncated: Annotated[float, Field(gt=0, le=1)] = 0.95
-    """Share of truncated rollouts that is a warning, where it was lower at the start."""
-    length_factor: Annotated[float, Field(gt=1)] = 2.0
-    """Mean length that is this many times longer or shorter than at the start is a warning."""
-    drift: PositiveFloat = 0.01
-    """k3 in nats a token, between sampling and training log-probabilities of the same weights, that
-    is a warning; a server's rounding gives far less."""
-    window: PositiveInt = 5
-    """Steps over which truncation and length are averaged."""
-    stop: bool = False
-    """Stop on warnings too."""
 
 
 class RunConfig(Section):

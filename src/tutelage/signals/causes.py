@@ -19,6 +19,7 @@ from tutelage.config import (
     Sampled,
     TopK,
 )
+from tutelage.signals.guards import Signal
 from tutelage.signals.history import History
 
 Confidence = Literal["high", "medium", "low"]
@@ -54,6 +55,15 @@ class Cause:
     signal: str | None = None
     """The metric that shows it, for a replay."""
 
+    def as_warning(self) -> Signal:
+        """The same while a run goes on."""
+        return Signal(
+            name=self.name,
+            severity="warning",
+            evidence=f"{self.text.lower()[:1]}{self.text[1:]}: {'; '.join(self.evidence)}",
+            advice=self.advice,
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         told = {
@@ -70,7 +80,6 @@ class Cause:
         return {key: value for key, value in told.items() if value is not None}
 
 
-LITERATURE = "docs/explain.md#sources"
 NEVER_STOPS = 1e-3  # reported: a teacher that stops elsewhere gives the student's stop id less
 STOPS = 0.1  # of the student, where it did stop
 STOP_REWARD = -0.5  # nats; -0.69 is a teacher that stops there half of the time

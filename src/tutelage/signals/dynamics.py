@@ -24,6 +24,7 @@ STEP_KL_PLAINLY = 0.5  # over WINDOW steps in a row
 TARGET_STEP_KL = 0.01
 KNOWS_NOTHING, KNOWS_LITTLE = 0.65, 0.8  # AUROC of the sequence reward; reported: < .55
 FOREIGN_MASS = 0.8  # reported: 97 to 99 % in runs that succeed
+FAR = 1.0  # nats a token of reverse KL at the start
 REPEATS, REPEATS_MORE = 0.1, 2.0  # share of 4-grams; reported: more than twice the start
 LOST_ENTROPY = 0.5  # reported: H_S below half of H_T
 DEEP = 3.0  # times the reverse KL of the first half
@@ -55,7 +56,7 @@ def learning_rate(h: History) -> Cause | None:
         )
     return Cause(
         name="learning_rate",
-        confidence="high" if plainly and h.was_hurt else "medium",
+        confidence="high" if plainly and h.outcome != "improved" else "medium",
         stage=DYNAMICS,
         text="Each step moves the student too far",
         evidence=(*evidence, *_outcome(h)),
@@ -111,16 +112,23 @@ def no_new_knowledge(h: History) -> Cause | None:
 
 def thinking_pattern(h: History) -> Cause | None:
     """An able teacher that thinks in another way."""
-    mass = h.at_start("overlap/mass_student")
-    if mass is None or mass >= FOREIGN_MASS:
+    mass, divergence = h.at_start("overlap/mass_student"), h.at_start("kl/reverse")
+    if mass is None:
         return None
     theirs, own = h.interval("teacher/accuracy", h.begin), h.interval("accuracy", h.begin)
     able = theirs is not None and own is not None and theirs[0] > own[1]
-    confidence: Confidence = "high" if able and h.was_hurt else "medium"
-    if theirs is not None and not able:
-        confidence = "low"
-    divergence, now = h.at_start("kl/reverse"), h.last("overlap/mass_student")
-    evidence = [f"at the start the teacher finds only {mass:.0%} of what the student does likely"]
+    far = divergence is not None and divergence > FAR
+    confidence: Confidence
+    if mass < FOREIGN_MASS:
+        confidence = "high" if able and h.was_hurt else "medium"
+        if theirs is not None and not able:
+            confidence = "low"
+    elif able and far and h.outcome == "worse":
+        confidence = "medium"
+    else:
+        return None
+    now = h.last("overlap/mass_student")
+    evidence = [f"at the start they share {mass:.0%} of what the student finds likely"]
     if now is not None:
         evidence.append(f"at the end {now:.0%}")
     if divergence is not None:

@@ -36,6 +36,8 @@ class History:
     """Rollouts of the first recorded evaluation, with token-level scores."""
     noted: Mapping[str, str] = field(default_factory=dict)
     """Disagreements of the two models that were noticed without weights, by name."""
+    goes_on: bool = False
+    """Whether the run is not over: then a student that is no better yet may still become so."""
 
     def at_start(self, key: str) -> float | None:
         """The first evaluation's value, else that of the first steps."""
@@ -108,8 +110,8 @@ class History:
 
     @property
     def was_hurt(self) -> bool:
-        """Whether the student is no better than it was."""
-        return self.outcome in ("flat", "worse")
+        """Whether the student is worse than it was, or no better at the end."""
+        return self.outcome == "worse" or (self.outcome == "flat" and not self.goes_on)
 
     def bins(self, key: str, begin: bool = True) -> list[float]:
         """Mean of a metric by place in the completion, over the first or the last steps."""

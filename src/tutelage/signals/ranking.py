@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from tutelage.signals import causes as c
 from tutelage.signals import dynamics as d
+from tutelage.signals.guards import Signal
 from tutelage.signals.history import History
 
 Rule = Callable[[History], c.Cause | None]
@@ -46,6 +47,11 @@ def rank(history: History) -> list[c.Cause]:
         ]
     order = {name: place for place, name in enumerate(c.CONFIDENCES)}
     return sorted(found, key=lambda cause: (order[cause.confidence], cause.stage))
+
+
+def warnings(history: History) -> list[Signal]:
+    """The causes that are sure already, as warnings while the run goes on."""
+    return [cause.as_warning() for cause in rank(history) if cause.confidence == "high"]
 
 
 # What each rule cannot do without: the first of these that a run lacks.
