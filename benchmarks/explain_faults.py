@@ -337,14 +337,14 @@ def run_once(
 
 def planned(half: str) -> Iterator[tuple[tuple[str, ...], str, int]]:
     """Every run of a half: faults, severity, seed."""
+    for seed in HEALTHY[half]:
+        yield (), "none", seed
+    for pair, seed in zip(TWO, SEEDS[half] * 2, strict=True):
+        yield pair, MILD, seed
     for seed in SEEDS[half]:
         for kind in FAULTS:
             for severity in (MILD, SEVERE):
                 yield (kind,), severity, seed
-    for pair, seed in zip(TWO, SEEDS[half] * 2, strict=True):
-        yield pair, MILD, seed
-    for seed in HEALTHY[half]:
-        yield (), "none", seed
 
 
 def models_of(half: str, seed: int, root: Path) -> Path:

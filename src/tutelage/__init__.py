@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from tutelage.config import Config, load_config, parse_config, presets
     from tutelage.demonstration import demo
     from tutelage.diagnose.checking import check
+    from tutelage.diagnose.explaining import explain
     from tutelage.diagnose.machine import doctor
     from tutelage.evaluation import evaluate_model as eval
     from tutelage.planning import plan
     from tutelage.previewing import preview
     from tutelage.publishing import push
+    from tutelage.replaying import replay
     from tutelage.reports.page import write_report as report
     from tutelage.training import train
 
@@ -30,11 +32,13 @@ _HOMES = {
     "parse_config": "tutelage.config:parse_config",
     "demo": "tutelage.demonstration:demo",
     "doctor": "tutelage.diagnose.machine:doctor",
+    "explain": "tutelage.diagnose.explaining:explain",
     "eval": "tutelage.evaluation:evaluate_model",
     "plan": "tutelage.planning:plan",
     "preview": "tutelage.previewing:preview",
     "presets": "tutelage.config:presets",
     "push": "tutelage.publishing:push",
+    "replay": "tutelage.replaying:replay",
     "report": "tutelage.reports.page:write_report",
     "train": "tutelage.training:train",
 }
@@ -47,12 +51,14 @@ __all__ = [
     "demo",
     "doctor",
     "eval",
+    "explain",
     "load_config",
     "parse_config",
     "plan",
     "presets",
     "preview",
     "push",
+    "replay",
     "report",
     "train",
 ]

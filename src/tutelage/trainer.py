@@ -457,14 +457,19 @@ class Trainer:
         if not count:
             return {}
         places = [i * len(self.session.held_out) // count for i in range(count)]
-        result = evaluate(
-            self.models.teacher,
-            [self.session.held_out[i].for_teacher() for i in places],
-            self.session.verify,
-            self.evaluation_params(),
-            seed=self.config.run.seed,
-            step=EVALUATION_STEP,
-        )
+        try:
+            result = evaluate(
+                self.models.teacher,
+                [self.session.held_out[i].for_teacher() for i in places],
+                self.session.verify,
+                self.evaluation_params(),
+                seed=self.config.run.seed,
+                step=EVALUATION_STEP,
+            )
+        except ServerError as error:  # it may score well and not sample
+            self.run.log_event("teacher_not_asked", text=str(error))
+            self.observer({"kind": "note", "text": f"the teacher was not asked: {error}"})
+            return {}
         record = {
             f"teacher/{key}": value
             for key, value in result.record().items()

@@ -98,7 +98,9 @@ PLANTED = {
         evaluations=evaluations(**FLAT, teacher=0.0, **{"overlap/mass_student": 0.5})
     ),
     "engine_mismatch": healthy(steps=steps(**{"rollout/drift_k3": (0.02, 0.02)})),
-    "response_limit": healthy(evaluations=evaluations(**FLAT, **{"rollout/truncated": 0.6})),
+    "response_limit": healthy(
+        evaluations=evaluations(**FLAT, **{"rollout/truncated": 0.6, "teacher/truncated": 0.5})
+    ),
     "truncated_support": healthy(
         config=config(objective={"type": "top_k", "k": 2, "tail": "drop"}),
         steps=steps(**{"support/teacher_mass": (0.85, 0.85)}),

@@ -104,13 +104,15 @@ def read_history(path: Path) -> tuple[History, list[str]]:
         if event.get("event") in STATIC_NOTES
     }
     noted |= static_facts(config)
-    first = evaluations[0]["step"] if evaluations else 0
+    shown = sorted({record["step"] for record in evaluations})
+    first, last = (shown[0], shown[-1]) if shown else (0, 0)
     history = History(
         config=config,
         steps=[record for record in records if record.get("kind") == "train"],
         evaluations=evaluations,
         positions=_records(run.path / "positions.jsonl", notes),
         rollouts=_records(run.path / f"rollouts/step-{first}.jsonl", notes),
+        last_rollouts=_records(run.path / f"rollouts/step-{last}.jsonl", notes),
         noted=noted,
     )
     return history, notes

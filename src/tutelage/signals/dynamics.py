@@ -10,10 +10,10 @@ from tutelage.signals.causes import (
     TEACHER_CUT,
     Cause,
     Confidence,
-    _abilities,
-    _lengths,
-    _outcome,
+    abilities,
+    lengths,
     number,
+    outcome,
     sure_and_wrong,
     teacher_is_no_better,
 )
@@ -59,7 +59,7 @@ def learning_rate(h: History) -> Cause | None:
         confidence="high" if plainly and h.outcome != "improved" else "medium",
         stage=DYNAMICS,
         text="Each step moves the student too far",
-        evidence=(*evidence, *_outcome(h)),
+        evidence=(*evidence, *outcome(h)),
         advice="lower optimizer.lr, and warm up",
         change={} if lower is None else {"optimizer.lr": lower},
         source="sensitivity to the learning rate (KL a step > .05; NeMo-RL)",
@@ -90,7 +90,7 @@ def no_new_knowledge(h: History) -> Cause | None:
         confidence = "medium"  # it is something else than a weak teacher
     if confidence == "high" and h.outcome == "improved":
         confidence = "medium"
-    evidence = _abilities(h)
+    evidence = abilities(h)
     if informative is not None:
         evidence.append(
             f"the chance that it rates a right answer above a wrong one is {number(informative)}"
@@ -102,7 +102,7 @@ def no_new_knowledge(h: History) -> Cause | None:
         text="The teacher is weaker than the student"
         if weaker
         else "The teacher knows nothing that the student does not know",
-        evidence=(*evidence, *_outcome(h)),
+        evidence=(*evidence, *outcome(h)),
         advice="take a teacher that was trained on something else or further, and ask tutelage "
         "check first; its size and its score do not tell",
         source="no new knowledge (2604.13016, section 3.2; gap interval includes 0)",
@@ -139,7 +139,7 @@ def thinking_pattern(h: History) -> Cause | None:
         stage=DYNAMICS,
         text="The teacher is able and thinks in another way, so its advice on the student's "
         "answers is off its own path",
-        evidence=(*evidence, *_abilities(h), *_outcome(h)),
+        evidence=(*evidence, *abilities(h), *outcome(h)),
         advice="cold-start first (tutelage rescue), or train on the teacher's own answers",
         change={
             "rollout.student_share": 0.0,
@@ -188,7 +188,7 @@ def length_collapse(h: History) -> Cause | None:
         confidence="high" if fell and h.was_hurt else "medium",
         stage=SYMPTOM,
         text="The student learned to stop early, where agreeing with the teacher is easy",
-        evidence=(signal.evidence, *_outcome(h)),
+        evidence=(signal.evidence, *outcome(h)),
         advice=signal.advice,
         change={"objective": {"type": "top_k"}},
         source="early-stop length collapse with falling KL (research on the lab pair)",
@@ -212,7 +212,7 @@ def length_inflation(h: History) -> Cause | None:
         confidence="medium",
         stage=SYMPTOM,
         text="The student's answers grow",
-        evidence=(*evidence, *_lengths(h), *_outcome(h)),
+        evidence=(*evidence, *lengths(h), *outcome(h)),
         advice="where the reward of stopping is far below 0 the sides disagree on how to end; "
         "where answers repeat, add objective.brake; else lower rollout.max_new_tokens",
         change={"objective.brake": {"coefficient": 0.1}},
@@ -231,7 +231,7 @@ def repetition(h: History) -> Cause | None:
         confidence="high" if h.was_hurt and last > 2 * REPEATS else "medium",
         stage=SYMPTOM,
         text="The student repeats itself",
-        evidence=(f"repeated 4-grams went from {first:.1%} to {last:.1%}", *_outcome(h)),
+        evidence=(f"repeated 4-grams went from {first:.1%} to {last:.1%}", *outcome(h)),
         advice="hold the student back with objective.brake, and keep answers that were cut out of "
         "the update by a shorter rollout.max_new_tokens",
         change={"objective.brake": {"coefficient": 0.1}},
@@ -259,7 +259,7 @@ def entropy_collapse(h: History) -> Cause | None:
         evidence=(
             f"its entropy went from {number(first)} to {number(own)} nats a token, the teacher's "
             f"is {number(theirs)}",
-            *_outcome(h),
+            *outcome(h),
         ),
         advice="add a share of the forward KL where the teacher is unsure (divergence mix)",
         change={"objective.divergence": {"type": "mix", "ramp": {}}},

@@ -1,7 +1,7 @@
 """What a run recorded, as the rules read it."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import fmean, median, pvariance
@@ -16,6 +16,10 @@ WINDOW = 5
 """Steps over which a series is averaged at either end."""
 SAME_TOKEN = 8
 """Occurrences of one token from which its scores may be compared."""
+JUMP = 3.0
+"""Times the reverse KL of the step before that is a jump."""
+STILL = 0.2
+"""Nats a token up to which a step hardly moved the policy."""
 KL_FELL = 0.7
 """Without a verifier: the reverse KL of a run that improved fell to this share or below."""
 
@@ -34,6 +38,8 @@ class History:
     """A record a step, by place in the completion."""
     rollouts: Records = ()
     """Rollouts of the first recorded evaluation, with token-level scores."""
+    last_rollouts: Records = ()
+    """Rollouts of the last one."""
     noted: Mapping[str, str] = field(default_factory=dict)
     """Disagreements of the two models that were noticed without weights, by name."""
     goes_on: bool = False
@@ -125,32 +131,44 @@ class History:
                     columns[i] = (columns[i][0] + value * count, columns[i][1] + count)
         return [total / count if count else math.nan for total, count in columns]
 
-    def spread_of_same_tokens(self) -> tuple[float, float] | None:
-        """How much teacher and student vary over the occurrences of one token, in nats.
-
-        Standard deviations of the log-probability within a token, over the tokens that occur
-        often. A teacher that reads nothing gives a token the same everywhere.
-        """
-        scores: dict[int, list[tuple[float, float]]] = {}
-        for token, teacher, student in self._scored_tokens():
-            scores.setdefault(token, []).append((teacher, student))
-        often = [values for values in scores.values() if len(values) >= SAME_TOKEN]
-        if not often:
-            return None
-        sides = zip(
-            *((pvariance(side) for side in zip(*v, strict=True)) for v in often), strict=True
-        )
-        teacher, student = (math.sqrt(fmean(variances)) for variances in sides)
-        return teacher, student
-
-    def _scored_tokens(self) -> Iterator[tuple[int, float, float]]:
-        for rollout in self.rollouts:
-            scores = rollout["scores"]
-            for token, teacher, student in zip(
-                rollout["completion_ids"],
-                scores["teacher_logprob"],
-                scores["student_logprob"],
-                strict=False,
+    def jump(self) -> int | None:
+        """The step at which the reverse KL rose at once, though steps moved the policy little."""
+        known = [r for r in self.steps if "kl/reverse" in r and "update/kl" in r]
+        values = [float(record["kl/reverse"]) for record in known]
+        for place in range(WINDOW, len(known) - WINDOW + 1):
+            before, after = (fmean(values[i : i + WINDOW]) for i in (place - WINDOW, place))
+            moved = max(float(r["update/kl"]) for r in known[place - 2 : place + 1])
+            if (
+                after > max(JUMP * before, before + 1)
+                and moved < STILL
+                and (values[place] > JUMP * values[place - 1])
             ):
-                if teacher is not None and student is not None:
-                    yield token, teacher, student
+                return int(known[place]["step"])
+        return None
+
+
+def spread_of_same_tokens(rollouts: Records) -> tuple[float, float] | None:
+    """How much teacher and student vary over the occurrences of one token, in nats.
+
+    Standard deviations of the log-probability within a token, over the tokens that occur often in
+    recorded rollouts. A teacher that reads nothing gives a token the same everywhere.
+    """
+    scores: dict[int, list[tuple[float, float]]] = {}
+    for rollout in rollouts:
+        columns = rollout["scores"]
+        for token, teacher, student in zip(
+            rollout["completion_ids"],
+            columns["teacher_logprob"],
+            columns["student_logprob"],
+            strict=False,
+        ):
+            if teacher is not None and student is not None:
+                scores.setdefault(token, []).append((teacher, student))
+    often = [values for values in scores.values() if len(values) >= SAME_TOKEN]
+    if not often:
+        return None
+    teacher, student = (
+        math.sqrt(fmean(pvariance([pair[side] for pair in values]) for values in often))
+        for side in (0, 1)
+    )
+    return teacher, student

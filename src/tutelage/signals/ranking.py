@@ -5,21 +5,23 @@ from dataclasses import replace
 
 from tutelage.signals import causes as c
 from tutelage.signals import dynamics as d
+from tutelage.signals import mass, static
 from tutelage.signals.guards import Signal
 from tutelage.signals.history import History
 
 Rule = Callable[[History], c.Cause | None]
 RULES: tuple[Rule, ...] = (
-    c.stop_ids,
-    c.template,
-    c.precision,
-    c.same_model,
-    c.broken_teacher,
-    c.engine_mismatch,
-    c.response_limit,
-    c.truncated_support,
-    c.reward_tail,
-    c.stale_rollouts,
+    static.stop_ids,
+    static.template,
+    static.vocabulary,
+    static.precision,
+    static.same_model,
+    static.broken_teacher,
+    static.engine_mismatch,
+    mass.response_limit,
+    mass.truncated_support,
+    mass.reward_tail,
+    mass.stale_rollouts,
     d.learning_rate,
     d.thinking_pattern,
     d.no_new_knowledge,

@@ -1,0 +1,133 @@
+"""Rules on limits, supports, tails of the reward and the age of rollouts."""
+
+from tutelage.config import Bucket, Drop, NoBaseline, ReferenceCode, Renormalise, Sampled, TopK
+from tutelage.signals.causes import (
+    DRIFT,
+    MASS,
+    TRUNCATED_MUCH,
+    TRUNCATED_SOME,
+    Cause,
+    Confidence,
+    cuts,
+    number,
+    outcome,
+    runs_on,
+)
+from tutelage.signals.history import History
+
+OUTSIDE_TEACHER, OUTSIDE_STUDENT = 0.9, 0.02  # reported: T(K) < .9; S(K) falls by 2 points
+LONG_TAIL, REWARD_P99 = -5.0, 2.0  # nats; reported: p99 > 2 precedes collapse
+OLD = 2.0  # reported: steps of age from which stale rollouts hurt the reverse KL
+
+
+def response_limit(h: History) -> Cause | None:
+    """Answers were cut from the beginning."""
+    cut = h.at_start("rollout/truncated")
+    if cut is None or cut < TRUNCATED_SOME:
+        return None
+    most = h.config.rollout.max_new_tokens if h.config is not None else None
+    sure = (cut >= TRUNCATED_MUCH or h.was_hurt) and not runs_on(h)
+    return Cause(
+        name="response_limit",
+        confidence="high" if sure else "medium",
+        stage=MASS,
+        text="Answers are cut before they end, so what they are judged and taught by is missing",
+        evidence=(
+            *([f"rollout.max_new_tokens is {most}"] if most else []),
+            *cuts(h),
+            *outcome(h),
+        ),
+        advice="raise rollout.max_new_tokens until few answers are cut",
+        change={} if most is None else {"rollout.max_new_tokens": 2 * most},
+        source="response length (2604.13016, figure 11; truncation > 25 %)",
+        signal="rollout/truncated",
+    )
+
+
+def truncated_support(h: History) -> Cause | None:
+    """Mass outside the support is neither taught nor held back."""
+    objective = None if h.config is None else h.config.objective
+    if not isinstance(objective, TopK) or isinstance(objective.tail, Bucket):
+        return None
+    theirs = h.at_start("support/teacher_mass")
+    first, last = h.first("support/student_mass"), h.last("support/student_mass")
+    lost = None if first is None or last is None else first - last
+    missing = theirs is not None and theirs < OUTSIDE_TEACHER
+    leaks = lost is not None and lost > OUTSIDE_STUDENT
+    confidence: Confidence = "low"
+    if missing or leaks or objective.k < 4:
+        confidence = "high" if h.was_hurt else "medium"
+    tail = objective.tail
+    what = {
+        Drop: "the terms outside it are dropped",
+        Renormalise: "both sides are renormalised on it",
+        ReferenceCode: "the released code's weights stand for the rest",
+    }[type(tail)]
+    evidence = [f"the objective compares {objective.k} tokens of the {objective.support}; {what}"]
+    if theirs is not None:
+        evidence.append(f"at the start they hold {number(theirs)} of the teacher's mass")
+    if first is not None and last is not None:
+        evidence.append(f"of the student's they hold {number(first)}, at the end {number(last)}")
+    return Cause(
+        name="truncated_support",
+        confidence=confidence,
+        stage=MASS,
+        text="The objective looks at few tokens and has no term for the rest",
+        evidence=(*evidence, *outcome(h)),
+        advice="give the rest a bucket, and compare 16 tokens or more",
+        change={"objective.tail": {"type": "bucket"}, "objective.k": max(16, objective.k)},
+        source="top-k mass leak (verl #7856; 2604.13016, equation 5)",
+        signal="support/teacher_mass",
+    )
+
+
+def reward_tail(h: History) -> Cause | None:
+    """A sampled-token reward without a bound: a few tokens decide the step."""
+    objective = None if h.config is None else h.config.objective
+    if not isinstance(objective, Sampled) or objective.bound is not None:
+        return None
+    low, high = h.at_start("reward/p01"), h.at_start("reward/p99")
+    share = h.at_start("reward/top1pct_share")
+    tail = (low is not None and low < LONG_TAIL) or (high is not None and high > REWARD_P99)
+    confidence: Confidence = "low"
+    if tail and isinstance(objective.baseline, NoBaseline):
+        confidence = "high" if h.was_hurt else "medium"
+    evidence = ["the reward is the sampled token's log-ratio alone, without a bound"]
+    if low is not None and high is not None:
+        evidence.append(f"its 1st and 99th percentiles are {number(low)} and {number(high)} nats")
+    if share is not None:
+        evidence.append(f"the largest 1 % of the tokens hold {share:.0%} of its size")
+    return Cause(
+        name="reward_tail",
+        confidence=confidence,
+        stage=MASS,
+        text="The tail of the sampled token's reward decides the update",
+        evidence=(*evidence, *outcome(h)),
+        advice="compare the likeliest tokens (objective top_k with a bucket), or bound the reward",
+        change={"objective": {"type": "top_k"}},
+        source="reward-tail blow-up (p99 > 2 precedes collapse)",
+        signal="grad_norm",
+    )
+
+
+def stale_rollouts(h: History) -> Cause | None:
+    """Rollouts are older than the policy that learns from them."""
+    age = h.last("rollout/age")
+    if age is None or age < 1:
+        return None
+    drift = h.last("rollout/drift_k3")
+    apart = drift is not None and drift > DRIFT and age > OLD
+    evidence = [f"rollouts are trained on {number(age)} steps after they were drawn"]
+    if drift is not None:
+        evidence.append(f"by then the policy has moved by a k3 of {number(drift)} nats a token")
+    return Cause(
+        name="stale_rollouts",
+        confidence="high" if apart and h.was_hurt else "medium" if apart else "low",
+        stage=MASS,
+        text="The rollouts are of an older policy than the one that learns from them",
+        evidence=(*evidence, *outcome(h)),
+        advice="draw rollouts anew at every step",
+        change={"rollout.delay_steps": 0},
+        source="staleness (age > 2 under the reverse KL; ESS < .5)",
+        signal="rollout/drift_k3",
+    )
