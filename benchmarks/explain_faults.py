@@ -44,8 +44,11 @@ class Place:
     """Closes servers at the end."""
 
     def copy(self, name: str = "compatible") -> Path:
-        """A copy of a model to spoil."""
-        return Path(shutil.copytree(self.models / name, self.folder / f"spoiled-{name}"))
+        """A copy of a model to spoil, the same one for a second fault."""
+        folder = self.folder / f"spoiled-{name}"
+        if not folder.exists():
+            shutil.copytree(self.models / name, folder)
+        return folder
 
 
 def edit_weights(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
