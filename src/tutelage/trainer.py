@@ -584,7 +584,7 @@ class Trainer:
     @property
     def applied(self) -> bool:
         """Whether the last step moved the weights."""
-        return not self.steps or bool(self.steps[-1]["applied"])
+        return not self.steps or bool(self.steps[-1].get("applied", True))
 
     @property
     def checkpoint(self) -> Path:
