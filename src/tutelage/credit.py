@@ -62,6 +62,8 @@ def needed_signals(objective: c.Objective) -> set[str]:
             needed |= {"entropy/student", "kl/reverse"}
         case c.TeachabilityWeight():
             needed.add("teachability")
+        case c.ClipWeight():
+            needed.add("loss")
         case _:
             pass
     if objective.return_to_go is not None:
@@ -72,11 +74,16 @@ def needed_signals(objective: c.Objective) -> set[str]:
 
 
 def assign_credit(
-    objective: c.Objective, aggregation: str, tokens: StepTokens, teacher_share: float = 1.0
+    objective: c.Objective,
+    aggregation: str,
+    tokens: StepTokens,
+    teacher_share: float = 1.0,
+    fixed_advantage: float | None = None,
 ) -> Credit:
     """The factors of every token of a step.
 
-    `teacher_share` is what the schedule of the reward leaves of the teacher's term.
+    `teacher_share` is what the schedule of the reward leaves of the teacher's term. A fixed
+    advantage of every token takes that term's place.
     """
     lengths = torch.bincount(tokens.rows, minlength=len(tokens.rollouts))
     shares = token_shares(aggregation, tokens.rows, lengths)
@@ -85,13 +92,20 @@ def assign_credit(
         weights = weights * tokens.prompt_weights.double()[tokens.rows]
     teacher = teacher_share * weights
     logprob = torch.zeros_like(weights)
+    if fixed_advantage is not None:
+        logprob -= fixed_advantage * teacher
+        teacher = torch.zeros_like(weights)
     if objective.return_to_go is not None:
         losses = teacher * tokens.signals["loss"].double()
         logprob += returns_to_go(losses, tokens.rows, objective.return_to_go)
     if objective.reward is not None:
         advantages = group_advantages(tokens.rollouts)
         logprob -= objective.reward.coefficient * advantages[tokens.rows]
-    has_logprob = objective.return_to_go is not None or objective.reward is not None
+    has_logprob = (
+        objective.return_to_go is not None
+        or objective.reward is not None
+        or fixed_advantage is not None
+    )
     brake = objective.brake
     return Credit(
         teacher=shares * teacher,
@@ -116,6 +130,8 @@ def token_weights(weight: c.TokenWeight, tokens: StepTokens, lengths: Tensor) ->
     match weight:
         case c.UniformWeight():
             return torch.ones(len(tokens.rows), dtype=torch.float64)
+        case c.ClipWeight(most=most):
+            return most / signals["loss"].double().abs().clamp_min(most)
         case c.PositionWeight(slope=slope, direction=direction):
             raw = w.by_position(tokens.positions, own_length, slope, direction == "up")
         case c.TeacherEntropyWeight(favour=favour):

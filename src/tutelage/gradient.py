@@ -8,13 +8,14 @@ backward pass.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from tutelage import config as c
 from tutelage.credit import Credit, StepTokens, assign_credit, needed_signals
-from tutelage.data.collate import collate
+from tutelage.data.collate import collate, pack
 from tutelage.metrics import (
     TokenTable,
     concatenate,
@@ -96,6 +97,7 @@ def accumulate(
     overlap_k: int,
     prompt_weights: Tensor | None = None,
     teacher_share: float = 1.0,
+    fixed_advantage: float | None = None,
     timings: Timings | None = None,
 ) -> StepGradient:
     """Add the gradient of a step's loss to the student's parameters.
@@ -119,6 +121,7 @@ def accumulate(
             prompt_weights=prompt_weights,
         ),
         teacher_share,
+        fixed_advantage,
     )
     total, tables = 0.0, list[TokenTable]()
     for part in parts:
@@ -138,6 +141,39 @@ def accumulate(
         positions=positions,
         padding=1 - used / padded,
     )
+
+
+def accumulate_likelihood(
+    student: LocalModel,
+    rollouts: Sequence[Rollout],
+    *,
+    micro_batch_size: int,
+    layout: Literal["padded", "packed"] = "padded",
+) -> float:
+    """Add the gradient of the mean -log p of all completion tokens, in nats; the mean itself.
+
+    Prompts are read and not imitated. Where gradients are off it only measures.
+    """
+    tokens = sum(len(rollout.completion_ids) for rollout in rollouts)
+    order = sorted(range(len(rollouts)), key=lambda i: _length(rollouts[i]))
+    total = 0.0
+    for start in range(0, len(order), micro_batch_size):
+        part = [rollouts[i] for i in order[start : start + micro_batch_size]]
+        batch = pack(part) if layout == "packed" else collate(part)
+        targets = batch.targets.to(student.device)
+
+        def visit(rows: slice, logits: Tensor, targets: Tensor = targets) -> tuple[Tensor, Tensor]:
+            logp = log_softmax_(logits)
+            chosen = targets[rows].unsqueeze(-1)
+            loss = -logp.gather(-1, chosen).sum() / tokens
+            minus = torch.full_like(chosen, -1, dtype=logp.dtype)
+            return loss, logp.exp_().scatter_add_(-1, chosen, minus).div_(tokens)
+
+        loss = sweep(student.hidden(batch), student.head, visit)
+        if torch.is_grad_enabled():
+            loss.backward()
+        total += loss.item()
+    return total
 
 
 @torch.no_grad()

@@ -4,7 +4,14 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tutelage.config import Config, LocalModelConfig, LoRA, reference_models
+from tutelage.config import (
+    Config,
+    CurrentTeacher,
+    InitialTeacher,
+    LocalModelConfig,
+    LoRA,
+    reference_models,
+)
 from tutelage.models.checkpoints import ModelFolder, open_folder
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -33,7 +40,7 @@ class Plan:
     optimizer_bytes: int
     """AdamW's two moments."""
     teacher_bytes: int
-    """Teacher weights; 0 at a server, which holds them."""
+    """Teacher weights; 0 at a server, which holds them, and where they are the student's."""
     reference_bytes: int
     """Weights of the objective's further models."""
     hidden_bytes: int
@@ -77,10 +84,13 @@ def plan(config: Config) -> Plan:
     Raises:
         UsageError: a model directory that cannot be used.
     """
-    is_served = config.teacher.server is not None
+    settings, lora = config.teacher_model, config.student.lora
+    is_served = settings.server is not None
+    shared = isinstance(config.teacher, CurrentTeacher) or (
+        isinstance(config.teacher, InitialTeacher) and lora is not None
+    )
     student = _open(config.student, "student")
-    teacher = _open(config.teacher, "teacher", weights=not is_served)
-    lora = config.student.lora
+    teacher = _open(settings, "teacher", weights=not is_served)
     references = [
         (config.student if setting == "initial" else setting, setting != "initial" or lora is None)
         for setting in reference_models(config.objective).values()
@@ -98,7 +108,7 @@ def plan(config: Config) -> Plan:
     student_bytes = student.parameters * _BYTES[config.student.dtype]
     if lora is not None:
         student_bytes += 4 * trained
-    teacher_bytes = 0 if is_served else teacher.parameters * _BYTES[config.teacher.dtype]
+    teacher_bytes = 0 if is_served or shared else teacher.parameters * _BYTES[settings.dtype]
     reference_bytes = sum(folder.parameters * size for folder, size, own in opened if own)
     tokens = rollouts * rollout.max_new_tokens
     return Plan(

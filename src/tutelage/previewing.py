@@ -13,7 +13,7 @@ from tutelage.data.render import chat_template
 from tutelage.errors import UsageError
 from tutelage.models.compatibility import require_same_tokens
 from tutelage.models.local import load_tokenizer, quiet_transformers, stop_ids_of_folder
-from tutelage.session import render_both_sides
+from tutelage.views import render_both_sides
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,7 @@ def preview(config: Config, rows: int = 3) -> Preview:
         raise UsageError(f"preview shows at least one row, not {rows}")
     loaded = read_prompts(config.data.prompts)
     student = load_tokenizer(config.student, "student")
-    teacher = load_tokenizer(config.teacher, "teacher")
+    teacher = load_tokenizer(config.teacher_model, "teacher")
     require_same_tokens(student, teacher)
     data = config.data.model_copy(update={"max_prompt_tokens": sys.maxsize})
     everything = config.model_copy(update={"data": data})
@@ -120,7 +120,7 @@ def preview(config: Config, rows: int = 3) -> Preview:
         prompts=config.data.prompts,
         layout=loaded.layout,
         student=_side(config.student, "student", student),
-        teacher=_side(config.teacher, "teacher", teacher),
+        teacher=_side(config.teacher_model, "teacher", teacher),
         rows=tuple(
             PreviewedRow(
                 id=p.prompt.id,

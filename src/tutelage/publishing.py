@@ -10,17 +10,18 @@ from typing import Any
 
 import yaml
 
-from tutelage.config import Config, ModelConfig
+from tutelage.config import Config, ModelConfig, StudentConfig
 from tutelage.config.base import Section
 from tutelage.errors import MachineError, ServerError, UsageError
 from tutelage.metrics import Record
+from tutelage.models.average import FILE as AVERAGE
 from tutelage.models.checkpoints import HUB_ID, is_hub_id
 from tutelage.models.local import load_model
 from tutelage.runs.checkpoints import MANIFEST
 from tutelage.runs.directory import open_run
 
 STUDENT = "student"
-_OF_THE_RUN = {MANIFEST, "state.json", "optimizer.safetensors"}
+_OF_THE_RUN = {MANIFEST, "state.json", "optimizer.safetensors", AVERAGE}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,15 +41,9 @@ class Finished:
     improved: bool
     """Whether an evaluation during training was better than the one before it."""
 
-    @property
-    def merged(self) -> bool:
-        """Whether the folder holds whole weights, not an adapter."""
-        lora = self.config.student.lora
-        return lora is None or lora.merge
 
-
-def write_student(folder: Path, checkpoint: Path, finished: Finished) -> Path:
-    """The checkpoint's student alone in a folder of its own, with a model card.
+def write_student(folder: Path, checkpoint: Path, student: StudentConfig, card: str) -> Path:
+    """The checkpoint's student alone in a folder of its own, with this model card.
 
     Weights are linked where the file system can, so they take no more of the disk. A LoRA
     student is merged on the CPU, in its own precision, unless the settings say otherwise.
@@ -56,70 +51,100 @@ def write_student(folder: Path, checkpoint: Path, finished: Finished) -> Path:
     temporary = folder.with_name(f"tmp.{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    if finished.config.student.lora is not None and finished.merged:
-        settings = ModelConfig(
-            path=str(checkpoint), dtype=finished.config.student.dtype, device="cpu"
-        )
+    if student.lora is not None and student.lora.merge:
+        settings = ModelConfig(path=str(checkpoint), dtype=student.dtype, device="cpu")
         load_model(settings, "student").save(temporary)
     else:
         for file in checkpoint.iterdir():
             if file.name not in _OF_THE_RUN:
                 _link(file, temporary / file.name)
-    (temporary / "README.md").write_text(model_card(finished), encoding="utf-8")
+    (temporary / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
     return folder
 
 
 def model_card(finished: Finished) -> str:
-    """The card of a finished student, metadata first; of paths the last part alone."""
+    """The card of a finished student of a run."""
+    config = finished.config
+    held_out = config.data.eval_prompts
+    return card(
+        config,
+        how="Trained by on-policy distillation: the student sampled, the teacher scored every "
+        "token the student visited, the student moved towards the teacher.",
+        tag="on-policy-distillation",
+        facts={
+            "prompts": f"`{source_name(config.data.prompts)}`",
+            "held out": f"`{source_name(held_out)}`" if held_out else "part of the prompts",
+            "steps": f"{finished.step} of {finished.steps}",
+        },
+        evaluation=_evaluation(finished),
+        settings={
+            "objective": changed_settings(config.objective),
+            "rollout": changed_settings(config.rollout),
+            "optimizer": changed_settings(config.optimizer),
+        },
+    )
+
+
+def card(
+    config: Config,
+    *,
+    how: str,
+    tag: str,
+    facts: Mapping[str, str],
+    evaluation: Sequence[str],
+    settings: Mapping[str, Any],
+) -> str:
+    """A model card, metadata first; of paths the last part alone.
+
+    Args:
+        config: whose student and teacher it is about.
+        how: a sentence about the training.
+        tag: what it is called on a hub.
+        facts: further rows of the table.
+        evaluation: lines about how good it is.
+        settings: what was set other than by default.
+    """
     from huggingface_hub import ModelCardData
 
-    config = finished.config
-    student, teacher = config.student, config.teacher
+    student, teacher = config.student, config.teacher_model
+    merged = student.lora is None or student.lora.merge
     data = ModelCardData(
         base_model=student.path if is_hub_id(student.path) else None,
-        library_name="transformers" if finished.merged else "peft",
+        library_name="transformers" if merged else "peft",
         pipeline_tag="text-generation",
-        tags=["tutelage", "on-policy-distillation", *(["lora"] if student.lora else [])],
+        tags=["tutelage", tag, *(["lora"] if student.lora else [])],
     )
-    held_out = config.data.eval_prompts
-    settings = {
-        "objective": _told(config.objective),
-        "rollout": _told(config.rollout),
-        "optimizer": _told(config.optimizer),
-        **({"lora": _told(student.lora)} if student.lora is not None else {}),
-    }
+    if student.lora is not None:
+        settings = {**settings, "lora": changed_settings(student.lora)}
     lines = [
         f"# {_name(student.path)}, distilled from {_name(teacher.path)}",
         "",
-        "Trained by on-policy distillation: the student sampled, the teacher scored every token "
-        "the student visited, the student moved towards the teacher.",
+        how,
         "",
         "| | |",
         "|---|---|",
         f"| student | {_model(student)} |",
-        f"| teacher | {_model(teacher)} |",
-        f"| prompts | `{_source(config.data.prompts)}` |",
-        f"| held out | {f'`{_source(held_out)}`' if held_out else 'part of the prompts'} |",
-        f"| steps | {finished.step} of {finished.steps} |",
-        f"| weights | {_weights(finished)} |",
+        f"| teacher | {_teacher(config)} |",
+        *(f"| {name} | {value} |" for name, value in facts.items()),
+        f"| weights | {_weights(student)} |",
         f"| made with | tutelage {version('tutelage')} |",
         "",
         "## Held-out evaluation",
         "",
-        *_evaluation(finished),
+        *evaluation,
         "",
         "## Use",
         "",
         "```python",
-        *_use(finished),
+        *_use(student, merged),
         "```",
         "",
         "## Settings",
         "",
         "```yaml",
-        yaml.safe_dump(settings, sort_keys=False).rstrip(),
+        yaml.safe_dump(dict(settings), sort_keys=False).rstrip(),
         "```",
         "",
         "The licences of student, teacher and prompts apply.",
@@ -215,8 +240,8 @@ def _evaluation(finished: Finished) -> list[str]:
     ]
 
 
-def _weights(finished: Finished) -> str:
-    lora = finished.config.student.lora
+def _weights(student: StudentConfig) -> str:
+    lora = student.lora
     if lora is None:
         return "all weights trained"
     if lora.merge:
@@ -224,8 +249,8 @@ def _weights(finished: Finished) -> str:
     return f"LoRA adapter of rank {lora.rank}; the student is its base model"
 
 
-def _use(finished: Finished) -> Sequence[str]:
-    if finished.merged:
+def _use(student: StudentConfig, merged: bool) -> Sequence[str]:
+    if merged:
         return (
             "from transformers import AutoModelForCausalLM, AutoTokenizer",
             "",
@@ -236,9 +261,15 @@ def _use(finished: Finished) -> Sequence[str]:
         "from peft import PeftModel",
         "from transformers import AutoModelForCausalLM",
         "",
-        f'base = AutoModelForCausalLM.from_pretrained("{_name(finished.config.student.path)}")',
+        f'base = AutoModelForCausalLM.from_pretrained("{_name(student.path)}")',
         'model = PeftModel.from_pretrained(base, "this folder")',
     )
+
+
+def _teacher(config: Config) -> str:
+    if isinstance(config.teacher, ModelConfig):
+        return _model(config.teacher)
+    return f"the student itself ({config.teacher.type}), under a prompt of its own"
 
 
 def _model(settings: ModelConfig) -> str:
@@ -250,11 +281,12 @@ def _name(path: str) -> str:
     return path if is_hub_id(path) else Path(path).expanduser().absolute().name
 
 
-def _source(prompts: str) -> str:
+def source_name(prompts: str) -> str:
+    """A source of prompts without the folders it lies in."""
     return prompts if ":" in prompts else Path(prompts).name
 
 
-def _told(section: Section) -> dict[str, Any]:
+def changed_settings(section: Section) -> dict[str, Any]:
     """The settings that are not the default, with the last part of every path."""
 
     def told(value: Any, key: str = "") -> Any:

@@ -5,21 +5,28 @@ Everything that cannot work is refused here, before a run directory is made.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
-from tutelage.config import Config, ModelConfig, reference_models
+from tutelage.config import (
+    Config,
+    CurrentTeacher,
+    EMATeacher,
+    InitialTeacher,
+    ModelConfig,
+    reference_models,
+)
 from tutelage.credit import read_table
 from tutelage.data.prompts import LoadedPrompts, read_prompts, split_held_out, without
-from tutelage.data.render import render, render_all
 from tutelage.data.verify import Verify, choose_verifier
 from tutelage.errors import DataError, UsageError
 from tutelage.gradient import Models
 from tutelage.metrics import overlap_k
+from tutelage.models.average import Average
 from tutelage.models.base import Sampler, Teacher
 from tutelage.models.compatibility import require_context, require_same_tokens, share_vocabulary
 from tutelage.models.facts import disagreements, facts_of
@@ -28,7 +35,14 @@ from tutelage.models.served.server import Fingerprint, Server
 from tutelage.models.served.student import serve_student
 from tutelage.models.served.teacher import ServedTeacher, load_served_teacher
 from tutelage.runs.directory import read_json
-from tutelage.types import Prompt, RenderedPrompt
+from tutelage.types import Prompt, RenderedPrompt, Rollout
+from tutelage.views import (
+    controlled,
+    other_contexts,
+    render_both_sides,
+    show_siblings,
+    wants_siblings,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +57,10 @@ class Session:
     """Evaluation prompts."""
     verify: Verify | None
     """Judges a completion; None where answers are not verified."""
+    shows_siblings: bool
+    """Whether the teacher is shown other rollouts of the question."""
+    average: Average | None
+    """Where the teacher is a moving average of the student: what moves it."""
     sampler: Sampler
     """Who draws the student's rollouts: the student itself, or a server with its weights."""
     servers: Mapping[str, Server]
@@ -51,9 +69,21 @@ class Session:
     """What to record and show: how prompts were read, dropped prompts, differing stop ids,
     ignored weights; `text` says it in a line."""
 
+    show_siblings: Callable[[Sequence[Rollout]], list[Rollout]]
+    """Rollouts of a step with the other ones that their teacher is shown, where it is."""
+    other_contexts: Mapping[str, tuple[int, ...]]
+    """What a self-teacher reads of held-out questions beside another one's context, by prompt id;
+    empty where there is no contrast."""
+
+    def contexts_missing(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
+        """Share of the rollouts whose teacher had nothing to be shown, where it is shown some."""
+        if not self.shows_siblings:
+            return {}
+        return {"context/missing": fmean(r.teacher_prompt_ids is None for r in rollouts)}
+
     def digests(self) -> dict[str, str]:
         """What tells whether these are still the same training and held-out prompts."""
-        return {"prompts": _digest(self.prompts), "held_out": _digest(self.held_out)}
+        return {"prompts": digest(self.prompts), "held_out": digest(self.held_out)}
 
     def servers_record(self) -> dict[str, Any]:
         """What the servers said of themselves, for the run directory."""
@@ -106,16 +136,9 @@ def prepare(config: Config, student_path: str | None = None) -> Session:
     Raises:
         TutelageError: what cannot work, and how to mend it.
     """
-    read = {config.data.prompts: read_prompts(config.data.prompts)}
-    prompts = read[config.data.prompts].prompts
-    if (source := config.data.eval_prompts) is not None:
-        read[source] = read_prompts(source)
-        held_out = read[source].prompts
-        prompts = without(prompts, held_out)
-    else:
-        prompts, held_out = split_held_out(prompts, config.data.held_out)
+    prompts, held_out, read = split_prompts(config)
     verify = choose_verifier(config.data, [*prompts, *held_out])
-    models = _load_models(config, student_path)
+    models, average = _load_models(config, student_path)
     sampler, servers = _connect(config, models)
     require_objective(config, models.student)
     rendered, too_long = [], []
@@ -143,7 +166,11 @@ def prepare(config: Config, student_path: str | None = None) -> Session:
     ]
     return Session(
         models=models,
-        prompts=rendered[0],
+        average=average,
+        shows_siblings=wants_siblings(config),
+        show_siblings=partial(show_siblings, config, models.teacher),
+        other_contexts=other_contexts(config, rendered[1], models.teacher.tokenizer),
+        prompts=controlled(config, rendered[0], models.teacher.tokenizer),
         held_out=rendered[1],
         verify=verify,
         sampler=sampler,
@@ -152,32 +179,29 @@ def prepare(config: Config, student_path: str | None = None) -> Session:
     )
 
 
-def render_both_sides(
-    config: Config,
-    prompts: Sequence[Prompt],
-    student: PreTrainedTokenizerBase,
-    teacher: PreTrainedTokenizerBase,
-) -> tuple[list[RenderedPrompt], int]:
-    """Prompts as student and teacher read them, and how many were too long for the student."""
-    data = config.data
-    kept, dropped = render(
-        prompts, student, config.student, data.max_prompt_tokens, data.use_chat_template
-    )
-    if config.teacher.own_prompt:
-        settings = (teacher, config.teacher, data.use_chat_template, "teacher")
-        read = render_all([p.prompt for p in kept], *settings)
-        kept = [replace(p, teacher_ids=ids) for p, ids in zip(kept, read, strict=True)]
-    return kept, dropped
+def split_prompts(config: Config) -> tuple[list[Prompt], list[Prompt], dict[str, LoadedPrompts]]:
+    """Training and held-out prompts, and how each source was read.
+
+    Raises:
+        TutelageError: as `read_prompts`.
+    """
+    read = {config.data.prompts: read_prompts(config.data.prompts)}
+    prompts = read[config.data.prompts].prompts
+    if (source := config.data.eval_prompts) is None:
+        return *split_held_out(prompts, config.data.held_out), read
+    read[source] = read_prompts(source)
+    held_out = read[source].prompts
+    return without(prompts, held_out), held_out, read
 
 
-def _load_models(config: Config, student_path: str | None) -> Models:
+def _load_models(config: Config, student_path: str | None) -> tuple[Models, Average | None]:
     student = load_student(
         config.student,
         precision=config.optimizer.precision,
         seed=config.run.seed,
         checkpoint=student_path,
     )
-    teacher = load_teacher(config.teacher, "teacher")
+    teacher, average = _load_teacher(config, student)
     references = {
         name: load_reference(setting, name, config.student, student)
         for name, setting in reference_models(config.objective).items()
@@ -189,7 +213,21 @@ def _load_models(config: Config, student_path: str | None) -> Models:
     for model in (student, *frozen):
         model.temperature = config.rollout.temperature
         model.batch_size = config.rollout.batch_size
-    return Models(student=student, teacher=teacher, references=references)
+    return Models(student=student, teacher=teacher, references=references), average
+
+
+def _load_teacher(config: Config, student: LocalModel) -> tuple[Teacher, Average | None]:
+    match config.teacher:
+        case InitialTeacher():
+            return load_reference("initial", "teacher", config.student, student), None
+        case CurrentTeacher():
+            return student, None
+        case EMATeacher(decay=decay):
+            precision, seed = config.optimizer.precision, config.run.seed
+            average = Average(load_student(config.student, precision=precision, seed=seed), decay)
+            return average.model, average
+        case model:
+            return load_teacher(model, "teacher"), None
 
 
 def load_teacher(settings: ModelConfig, role: str) -> Teacher:
@@ -212,7 +250,11 @@ def model_paths(config: Config) -> dict[str, str]:
         for name, setting in reference_models(config.objective).items()
         if setting != "initial"
     }
-    return {"student.path": config.student.path, "teacher.path": config.teacher.path, **references}
+    return {
+        "student.path": config.student.path,
+        "teacher.path": config.teacher_model.path,
+        **references,
+    }
 
 
 def _connect(config: Config, models: Models) -> tuple[Sampler, dict[str, Server]]:
@@ -255,7 +297,7 @@ def _notes_on_models(config: Config, roles: Mapping[str, Teacher]) -> list[dict[
     notes: list[dict[str, Any]] = []
     sides = [
         facts_of(settings, role, roles[role].tokenizer)
-        for role, settings in (("student", config.student), ("teacher", config.teacher))
+        for role, settings in (("student", config.student), ("teacher", config.teacher_model))
     ]
     notes += [
         {"kind": signal.name, "text": f"{signal.evidence}; {signal.advice}"}
@@ -278,7 +320,7 @@ def _notes_on_models(config: Config, roles: Mapping[str, Teacher]) -> list[dict[
 
 def _notes_on_servers(config: Config) -> list[dict[str, Any]]:
     notes: list[dict[str, Any]] = []
-    for role, model in (("student", config.student), ("teacher", config.teacher)):
+    for role, model in (("student", config.student), ("teacher", config.teacher_model)):
         server = model.server
         if server is None:
             continue
@@ -334,7 +376,8 @@ def _require_prompts(config: Config, prompts: Sequence[RenderedPrompt], too_long
         )
 
 
-def _digest(prompts: Sequence[RenderedPrompt]) -> str:
+def digest(prompts: Sequence[RenderedPrompt]) -> str:
+    """What tells whether rendered prompts, their answers and their order are the same."""
     content = [
         (
             p.prompt.id,

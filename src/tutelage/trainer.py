@@ -21,6 +21,7 @@ from tutelage.config import (
     AnnealSchedule,
     Config,
     CurriculumPolicy,
+    FixedAdvantage,
     LowerWeightPolicy,
     OptimizerConfig,
     PassRatePrompt,
@@ -35,11 +36,12 @@ from tutelage.config import (
     dump_config,
     load_config,
 )
+from tutelage.contrast import contrast
 from tutelage.credit import gate_weights, pass_rate_weights
 from tutelage.data.verify import judge
 from tutelage.errors import GuardStop, Interrupted, Preempted, ServerError, UsageError
 from tutelage.evaluation import evaluate, write_questions
-from tutelage.gradient import StepGradient, accumulate, measure, move_of_policy
+from tutelage.gradient import Models, StepGradient, accumulate, measure, move_of_policy
 from tutelage.metrics import (
     Record,
     TokenTable,
@@ -50,10 +52,12 @@ from tutelage.metrics import (
     summarise_tokens,
     token_scores,
 )
+from tutelage.models.average import FILE as AVERAGE
 from tutelage.models.checkpoints import keep_pinned, pin_models
+from tutelage.models.local import LocalModel
 from tutelage.models.served.student import ServedStudent
 from tutelage.ops.sampling import uniforms
-from tutelage.publishing import STUDENT, Finished, write_student
+from tutelage.publishing import STUDENT, Finished, model_card, write_student
 from tutelage.runs.checkpoints import (
     Checkpoint,
     newest_checkpoint,
@@ -96,12 +100,7 @@ class Trainer:
     def __init__(self, config: Config, run: Run, session: Session, observer: Observer) -> None:
         self.config, self.run, self.observer = config, run, observer
         self.models, self.session = session.models, session
-        self.optimizer = torch.optim.AdamW(
-            self.models.student.model.parameters(),
-            lr=config.optimizer.lr,
-            betas=config.optimizer.betas,
-            weight_decay=config.optimizer.weight_decay,
-        )
+        self.optimizer = make_optimizer(self.models.student, config.optimizer)
         self.overlap_k = overlap_k(config.run.metrics_k, self.models.student.vocabulary)
         judged = "accuracy" if session.verify else "reverse_kl"
         self.metric = config.evaluation.metric or judged
@@ -228,14 +227,13 @@ class Trainer:
         if verify is None:
             return rollouts
         with self.timings("verify"):
-            return judge(rollouts, verify)
+            return self.session.show_siblings(judge(rollouts, verify))
 
     def update(self, rollouts: Sequence[Rollout]) -> None:
         """One optimizer step on all rollouts, and its record."""
         settings, student = self.config.optimizer, self.models.student
+        control, average = self.config.control, self.session.average
         lr = learning_rate(settings, self.step, self.config.run.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
         result = accumulate(
             self.models,
             self.config.objective,
@@ -245,16 +243,15 @@ class Trainer:
             overlap_k=self.overlap_k,
             prompt_weights=self.prompt_weights(rollouts),
             teacher_share=self.teacher_share(),
+            fixed_advantage=control.advantage if isinstance(control, FixedAdvantage) else None,
             timings=self.timings,
         )
         with self.timings("optimizer"):
-            norm = torch.nn.utils.clip_grad_norm_(
-                student.model.parameters(), settings.grad_clip
-            ).item()
-            applied = math.isfinite(norm) and math.isfinite(result.loss)
-            if applied:
-                self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+            norm, applied = take_step(
+                self.optimizer, student, result.loss, lr=lr, grad_clip=settings.grad_clip
+            )
+            if applied and average is not None:
+                average.follow(student)
         moved = self.move(rollouts, result) if applied else None
         self.step += 1
         student.policy_step = self.step
@@ -263,6 +260,7 @@ class Trainer:
         record |= finite(summarise_tokens(result.table))
         record |= finite(summarise_rollouts(rollouts, result.table, result.rows))
         record["rollout/age"] = fmean(self.step - 1 - r.policy_step for r in rollouts)
+        record |= self.session.contexts_missing(rollouts)
         record |= performance(self.timings, record["tokens"], result.padding)
         self.log(record)
         longest = self.config.rollout.max_new_tokens
@@ -410,12 +408,8 @@ class Trainer:
             seed=self.config.run.seed,
             step=EVALUATION_STEP,
         )
-        table, rows = measure(
-            self.models,
-            result.rollouts,
-            micro_batch_size=self.config.optimizer.micro_batch_size,
-            overlap_k=self.overlap_k,
-        )
+        seen = self.session.show_siblings(result.rollouts)
+        table, rows = self.measure(self.models, seen)
         record: Record = {"kind": "eval", "step": self.step}
         record |= result.record(ks=[samples] if samples > 1 else [])
         record |= finite(summarise_tokens(table))
@@ -423,6 +417,9 @@ class Trainer:
         record |= finite(summarise_sources(result.rollouts, table, rows))
         if self.step == 0:
             record |= self.ask_teacher()
+        record |= self.session.contexts_missing(seen)
+        if others := self.session.other_contexts:
+            record |= finite(contrast(self.models, seen, others, table, self.measure))
         record["perf/eval_s"] = time.monotonic() - started
         self.evaluations[self.step] = record
         write_questions(result, self.run.path / "eval" / f"step-{self.step}.jsonl")
@@ -436,6 +433,15 @@ class Trainer:
         self.log(record)
         self.keep_best(record)
         return record
+
+    def measure(self, models: Models, rollouts: Sequence[Rollout]) -> tuple[TokenTable, Tensor]:
+        """Per-token metrics of rollouts, and which rollout each token is of."""
+        return measure(
+            models,
+            rollouts,
+            micro_batch_size=self.config.optimizer.micro_batch_size,
+            overlap_k=self.overlap_k,
+        )
 
     def token_scores(self, rollout: Rollout, table: TokenTable, mine: Tensor) -> dict[str, Any]:
         """A recorded rollout with its token-level scores."""
@@ -454,7 +460,7 @@ class Trainer:
     def ask_teacher(self) -> Record:
         """What the teacher itself answers to some held-out questions, as it reads them here."""
         count = min(self.config.evaluation.teacher, len(self.session.held_out))
-        if not count:
+        if not count or self.session.shows_siblings:  # nobody has answered beside it yet
             return {}
         places = [i * len(self.session.held_out) // count for i in range(count)]
         try:
@@ -616,7 +622,9 @@ class Trainer:
             "warned": sorted(self.warned),
             "pending": [[rollout_to_json(r) for r in step] for step in self.pending],
         }
-        save_checkpoint(self.run.checkpoints, self.step, student, self.optimizer, state)
+        average = self.session.average
+        further = {} if average is None else {AVERAGE: average.tensors()}
+        save_checkpoint(self.run.checkpoints, self.step, student, self.optimizer, state, further)
         self.saved = self.step
         prune(self.run.checkpoints, self.config.run.keep, protected=[self.best_step])
         self.point_to_best()
@@ -641,7 +649,10 @@ class Trainer:
             improved=self.has_best(),
         )
         return write_student(
-            self.run.path / STUDENT, self.run.checkpoints / f"step-{step}", finished
+            self.run.path / STUDENT,
+            self.run.checkpoints / f"step-{step}",
+            self.config.student,
+            model_card(finished),
         )
 
     def restore(self, checkpoint: Checkpoint, skipped: Mapping[str, str]) -> None:
@@ -650,6 +661,8 @@ class Trainer:
         self.run.cut_torn_lines()
         self.saved = checkpoint.step
         restore_optimizer(checkpoint, self.optimizer)
+        if self.session.average is not None:
+            self.session.average.restore(checkpoint.path)
         state = checkpoint.state
         self.step = self.models.student.policy_step = checkpoint.step
         self.best_step = state["best_step"]
@@ -732,6 +745,38 @@ class Trainer:
         """Whether the time of this sitting is spent."""
         hours = self.config.run.max_hours
         return hours is not None and time.monotonic() - self.started >= 3600 * hours
+
+
+def make_optimizer(student: LocalModel, settings: OptimizerConfig) -> torch.optim.Optimizer:
+    """AdamW over everything in the student that learns."""
+    return torch.optim.AdamW(
+        student.model.parameters(),
+        lr=settings.lr,
+        betas=settings.betas,
+        weight_decay=settings.weight_decay,
+    )
+
+
+def take_step(
+    optimizer: torch.optim.Optimizer,
+    student: LocalModel,
+    loss: float,
+    *,
+    lr: float,
+    grad_clip: float,
+) -> tuple[float, bool]:
+    """Clip, move the weights, drop the gradient; its norm, and whether the step was applied.
+
+    A loss or gradient that is not finite is not applied.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    norm = torch.nn.utils.clip_grad_norm_(student.model.parameters(), grad_clip).item()
+    applied = math.isfinite(norm) and math.isfinite(loss)
+    if applied:
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm, applied
 
 
 def learning_rate(settings: OptimizerConfig, step: int, steps: int) -> float:

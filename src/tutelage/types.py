@@ -132,6 +132,9 @@ class Batch:
     sampling_logprobs: Tensor
     """float [N]: log-probability the student gave each target when it sampled it, NaN for
     targets the teacher sampled."""
+    position_ids: Tensor | None = None
+    """int64 [1, T]: place of each token in its own rollout, where rollouts stand one after the
+    other in one row and none sees another; None: each has a row of its own."""
 
 
 @dataclass(frozen=True, slots=True)

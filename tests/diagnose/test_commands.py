@@ -52,8 +52,10 @@ def command(tmp_path, monkeypatch):
         )
         program, verb, *rest = shlex.split(next_command(found, arguments))
         assert program == "tutelage"
-        assert rest[:2] == ["-c", "run.yaml"] or verb == "eval"
-        return verb, rest, load_config("run.yaml", rest[2:]) if verb != "eval" else None
+        if verb in ("eval", "rescue"):
+            return verb, rest, None
+        assert rest[:2] == ["-c", "run.yaml"]
+        return verb, rest, load_config("run.yaml", rest[2:])
 
     return make
 
@@ -90,11 +92,26 @@ def test_a_wording_that_helps_is_trained_on(command):
 
 def test_a_self_teacher_that_helps_is_the_student_with_the_answer(command):
     _, _, config = command(look("cold-start"), look("go", teacher="self:answer"))
-    assert config.teacher.path == "models/student"
-    assert "{answer}" in config.teacher.user_prompt
+    assert config.teacher_model.path == "models/student"
+    assert "{answer}" in config.teacher_model.user_prompt
 
 
-def test_a_self_teacher_that_reads_rollouts_cannot_be_trained_on(command):
+def test_a_self_teacher_that_is_shown_rollouts_needs_a_group_of_them(command):
+    _, _, config = command(look("cold-start"), look("go", teacher="self:demonstration"))
+    assert config.teacher.context == "demonstration"
+    assert config.rollout.group_size == 4
+
+
+def test_a_cold_start_goes_on_with_distillation_in_folders_that_are_free(command, tmp_path):
+    verb, rest, _ = command(look("cold-start"))
+    assert (verb, rest[:3]) == ("rescue", ["cold-start", "-c", "run.yaml"])
+    assert rest[rest.index("--output") + 1] == "runs/latest-cold-start"
+    assert rest[-2:] == ["--then", "train"]
+    (tmp_path / "runs/latest").mkdir(parents=True)
+    assert command(look("cold-start"))[1][-2:] == ["--run.dir", "runs/latest-2"]
+
+
+def test_a_self_teacher_that_reads_summaries_cannot_be_trained_on(command):
     verb, _, config = command(look("unknown", "undecided"), look("go", teacher="self:summary"))
     assert (verb, config.check.questions) == ("check", 32)
 
@@ -102,7 +119,6 @@ def test_a_self_teacher_that_reads_rollouts_cannot_be_trained_on(command):
 @pytest.mark.parametrize(
     ("word", "why", "known", "verb", "setting"),
     [
-        ("cold-start", "advantage", {}, "train", ("rollout", "student_share", 0)),
         ("unknown", "undecided", {}, "check", ("check", "questions", 32)),
         # Every held-out question was asked already.
         ("unknown", "undecided", {"questions": {"run": 5}}, "check", ("check", "samples", 16)),

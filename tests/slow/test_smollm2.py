@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from helpers import read_jsonl
 from tutelage.config import load_config
+from tutelage.rescue.cold_start import cold_start
 from tutelage.training import train
 
 ROOT = Path(__file__).parents[2]
@@ -71,3 +72,29 @@ def test_a_lora_student_learns_too_and_merges_into_a_chat_model(models, tmp_path
     with torch.no_grad():
         expected, found = adapted(input_ids=ids).logits, merged(ids).logits
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-4)
+
+
+def test_a_student_that_lost_layers_imitates_the_whole_model_and_is_then_distilled(
+    models, tmp_path
+):
+    few = ["--cold_start.questions", "48", "--cold_start.steps", "8", "--cold_start.every", "4"]
+    config = load_config(
+        ROOT / "recipes/smollm2/cold_start.yaml",
+        [
+            *("--student.path", str(models / "smollm2-short")),
+            *("--teacher.path", str(models / "smollm2-arithmetic")),
+            *("--check.questions", "12", "--data.held_out", "12"),
+            *("--run.dir", str(tmp_path / "run"), "--run.steps", "2"),
+            *few,
+        ],
+    )
+    found = cold_start(config, tmp_path / "cold", then=config)
+    before, after = (look["looks"][0]["agreement"] for look in (found.before, found.after))
+    assert after["kl/reverse"] < before["kl/reverse"]
+    losses = [loss for _, loss in found.imitation["validation"]]
+    assert losses[-1] < losses[0]
+    assert found.answers["kept"] > 0
+    assert found.trained.last["kl/reverse"] < before["kl/reverse"]
+    phases = {"check_before", "answers", "imitation", "check_after", "train"}
+    assert phases == found.seconds.keys()
+    AutoModelForCausalLM.from_pretrained(found.student)

@@ -189,9 +189,9 @@ def candidates_of(
     if teacher is None:
         loaded[_weights(config.student.model_copy(update={"server": None}))] = student
     else:
-        loaded[_weights(config.teacher)] = teacher
+        loaded[_weights(config.teacher_model)] = teacher
     found: list[Candidate] = []
-    for name, settings in {"teacher": config.teacher, **config.align.teachers}.items():
+    for name, settings in {"teacher": config.teacher_model, **config.align.teachers}.items():
         if name in without:
             continue
         role = "teacher" if name == "teacher" else f"align.teachers.{name}"

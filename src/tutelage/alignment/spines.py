@@ -1,16 +1,16 @@
 """Natural rollouts, those whose tokens are scored, and what each teacher reads."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from tutelage.config import PromptFormat
+from tutelage.data.contexts import shown, siblings
 from tutelage.data.render import render_one
 from tutelage.models.base import Teacher
 from tutelage.ops.alignment.design import stratum_weights
-from tutelage.types import Prompt, Rollout
+from tutelage.types import Rollout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +26,7 @@ class Candidate:
 
     def wants(self, column: str) -> bool:
         """Whether its turn of the user shows this column."""
-        return f"{{{column}}}" in ((self.view and self.view.user_prompt) or "")
+        return self.view is not None and column in self.view.columns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,13 +93,9 @@ def read_by(
     """
     if candidate.view is None:
         return spine.prompt_ids
-    shown: dict[str, Any] = {"summary": summary}
-    for column, verdict in (("correct", 1.0), ("wrong", 0.0)):
-        found = (r.text for r in others if r.reward == verdict and r.index != spine.index)
-        shown[column] = next(found, None)
-    for column, text in shown.items():
-        if candidate.wants(column) and text is None:
-            return None
-    prompt: Prompt = replace(spine.prompt, metadata={**spine.prompt.metadata, **shown})
+    columns = {"summary": summary, **siblings(spine, others)}
+    if any(text is None and candidate.wants(column) for column, text in columns.items()):
+        return None
+    prompt = shown(columns, spine.prompt)
     tokenizer = candidate.model.tokenizer
     return render_one(prompt, tokenizer, candidate.view, use_chat_template, candidate.name)

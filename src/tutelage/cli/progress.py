@@ -53,6 +53,12 @@ class Display:
                 self.say(f"note: {record['text']}.")
             case "look":
                 self.say(look_line(record))
+            case "answers":
+                self.say(
+                    f"{record['kept']} of {record['slots']} answers kept, {record['tries']} drawn."
+                )
+            case "validation":
+                self.say(f"step {record['step']:>4}  validation loss {record['loss']:.4f}")
             case _:
                 pass
 

@@ -5,7 +5,10 @@ from importlib import import_module
 
 from tutelage.errors import UsageError, did_you_mean
 
-RECIPES: dict[str, str] = {}
+RECIPES = {
+    "cold-start": "the student imitates the teacher's answers before it is distilled",
+    "controls": "did it distil? the run beside matched controls, over several seeds",
+}
 """The recipes, each with what it does; `cli/rescue_NAME.py` reads its arguments."""
 
 

@@ -5,7 +5,6 @@ range or a combination that cannot be right is a `UsageError` naming the field.
 """
 
 from tutelage.config.align import (
-    CONTEXTS,
     AlignConfig,
     CurriculumPolicy,
     LowerWeightPolicy,
@@ -21,8 +20,17 @@ from tutelage.config.base import (
 )
 from tutelage.config.changes import CHANGEABLE_ON_RESUME, changes_on_resume
 from tutelage.config.check import CheckConfig, PromptSet
+from tutelage.config.cold_start import ColdStartConfig
+from tutelage.config.control import (
+    Control,
+    FixedAdvantage,
+    NoControl,
+    ShuffledTeacher,
+    WrongContext,
+)
 from tutelage.config.guards import GuardConfig, Warned
 from tutelage.config.models import (
+    PLACE,
     LocalModelConfig,
     LoRA,
     ModelConfig,
@@ -39,6 +47,7 @@ from tutelage.config.objective import (
     BatchMeanBaseline,
     Brake,
     Bucket,
+    ClipWeight,
     ConstantSchedule,
     CorrectnessWeight,
     Divergence,
@@ -103,6 +112,13 @@ from tutelage.config.run import (
     RunConfig,
     Verifier,
 )
+from tutelage.config.self_teacher import (
+    CONTEXTS,
+    CurrentTeacher,
+    EMATeacher,
+    InitialTeacher,
+    SelfTeacher,
+)
 from tutelage.config.server import ServerConfig
 
 __all__ = [
@@ -110,6 +126,7 @@ __all__ = [
     "CONTEXTS",
     "ESTIMATORS_THAT_DO_NOT_DISTIL",
     "JSD",
+    "PLACE",
     "AlignConfig",
     "AnnealSchedule",
     "ArithmeticTarget",
@@ -118,21 +135,28 @@ __all__ = [
     "Brake",
     "Bucket",
     "CheckConfig",
+    "ClipWeight",
+    "ColdStartConfig",
     "Config",
     "ConstantSchedule",
+    "Control",
     "CorrectnessWeight",
+    "CurrentTeacher",
     "CurriculumPolicy",
     "DataConfig",
     "Divergence",
     "Drop",
+    "EMATeacher",
     "EntropyRamp",
     "EvaluationConfig",
     "Exact",
     "ExtrapolatedTarget",
+    "FixedAdvantage",
     "ForwardKL",
     "Full",
     "Function",
     "GuardConfig",
+    "InitialTeacher",
     "KLBaseline",
     "LoRA",
     "LocalModelConfig",
@@ -141,6 +165,7 @@ __all__ = [
     "Mix",
     "ModelConfig",
     "NoBaseline",
+    "NoControl",
     "Numeric",
     "Objective",
     "OptimizerConfig",
@@ -166,8 +191,10 @@ __all__ = [
     "Sampled",
     "Schedule",
     "Section",
+    "SelfTeacher",
     "ServerConfig",
     "ShiftTarget",
+    "ShuffledTeacher",
     "Skew",
     "StopPolicy",
     "StudentConfig",
@@ -186,6 +213,7 @@ __all__ = [
     "Verifier",
     "WarnPolicy",
     "Warned",
+    "WrongContext",
     "changes_on_resume",
     "config_keys",
     "dump_config",

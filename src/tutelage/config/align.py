@@ -7,19 +7,7 @@ from pydantic import Discriminator, Field, NonNegativeFloat, PositiveInt, model_
 from tutelage.config.base import Section, tagged
 from tutelage.config.models import ModelConfig
 from tutelage.config.objective import ForwardKL, Full, Objective, ReverseKL
-
-Context = Literal["answer", "demonstration", "summary", "correct_and_wrong"]
-
-CONTEXTS: dict[Context, str] = {
-    "answer": "{question}\n\nThe final answer is known to be {answer}.",
-    "demonstration": "{question}\n\nA correct solution, for orientation:\n\n{correct}\n\n"
-    "Now solve the problem in your own words.",
-    "summary": "{question}\n\nThe idea of a correct solution:\n\n{summary}\n\n"
-    "Now solve the problem in your own words.",
-    "correct_and_wrong": "{question}\n\nA correct solution:\n\n{correct}\n\nA wrong one:\n\n"
-    "{wrong}\n\nNow solve the problem in your own words.",
-}
-"""What a self-teacher reads; `{correct}` and `{wrong}` are other rollouts of the student."""
+from tutelage.config.self_teacher import Context
 
 
 class WarnPolicy(Section):
@@ -94,10 +82,10 @@ class AlignConfig(Section):
 
     teachers: dict[str, ModelConfig] = {}
     """Further teachers by name, besides `teacher`; the student's own path with a user_prompt makes
-    a self-teacher, whose turn may hold {correct}, {wrong} and {summary}."""
+    a self-teacher, whose turn may hold {correct}, {wrong}, {attempt}, {verdict} and {summary}."""
     contexts: list[Context] = []
     """Self-teachers that read a ready-made context: answer, demonstration, summary,
-    correct_and_wrong."""
+    correct_and_wrong, feedback."""
     objectives: dict[str, Objective] = {
         "reverse_kl": Full(divergence=ReverseKL()),
         "forward_kl": Full(divergence=ForwardKL()),

@@ -10,7 +10,7 @@ CHANGEABLE_ON_RESUME = {"run.steps", "run.max_hours", "run.dir"}
 def changes_on_resume(saved: Config, config: Config) -> list[str]:
     """What differs and must not, a phrase a setting.
 
-    Those of `align` and `check` belong to other verbs, unless the run is probed.
+    Those of `align`, `check` and `cold_start` belong to other verbs, unless the run is probed.
     """
     before, now = (_leaves(c.model_dump(mode="json")) for c in (saved, config))
     is_probed = saved.align.probe is not None or config.align.probe is not None
@@ -20,7 +20,7 @@ def changes_on_resume(saved: Config, config: Config) -> list[str]:
         if before.get(key) != now.get(key)
         and key not in CHANGEABLE_ON_RESUME
         and (is_probed or not key.startswith("align."))
-        and not key.startswith("check.")
+        and not key.startswith(("check.", "cold_start."))
     ]
 
 

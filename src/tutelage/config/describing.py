@@ -31,6 +31,7 @@ def _part(field: FieldInfo, key: str, told: dict[_Parts, str], about: str) -> li
         if (same := _same(seen, parts, place)) is not None:
             return _wrapped(f"--{key}.*", about, same)
     told[parts] = key
+    known, reference = _known(parts, told)
     inside: dict[str, tuple[FieldInfo, list[str]]] = {}
     for part in parts:
         for name, inner in part.model_fields.items():
@@ -38,14 +39,27 @@ def _part(field: FieldInfo, key: str, told: dict[_Parts, str], about: str) -> li
     if "type" in inside:
         about = f"{about} {' | '.join(inside.pop('type')[1])}"
     lines = _wrapped(f"--{key}", about, _default(field)) if about else []
+    lines += _wrapped(f"--{key}.*", reference) if reference else []
     for name, (inner, tags) in inside.items():
-        of = f"{', '.join(tags)}: " if len(tags) < len(parts) else ""
+        if name in known:
+            continue
+        of = f"{', '.join(tags)}: " if all(tags) and len(tags) < len(parts) else ""
         meaning = of + (inner.description or "")
         if sections_of(inner.annotation):
             lines += _part(inner, f"{key}.{name}", told, meaning)
         else:
             lines += _wrapped(f"--{key}.{name}", meaning, _choices(inner), _default(inner))
     return lines
+
+
+def _known(parts: _Parts, told: dict[_Parts, str]) -> tuple[set[str], str | None]:
+    """Fields of a choice's plain branch that were told before, and where."""
+    plain = [part for part in parts if not _tag(part)]
+    if len(parts) > 1 and len(plain) == 1:
+        for seen, place in told.items():
+            if (same := _same(seen, (plain[0],), place)) is not None:
+                return set(plain[0].model_fields), same
+    return set(), None
 
 
 def _same(seen: _Parts, parts: _Parts, place: str) -> str | None:

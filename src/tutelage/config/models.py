@@ -1,5 +1,6 @@
 """The settings of models: where they come from, how they read prompts, what of them learns."""
 
+import re
 from datetime import date
 from typing import Annotated, Any, Literal
 
@@ -31,6 +32,10 @@ class LocalModelConfig(Section):
     """How attention is computed; auto leaves it to transformers."""
 
 
+PLACE = re.compile(r"\{([^\W\d]\w*)\}")
+"""A column to fill in."""
+
+
 class PromptFormat(Section):
     """How a model reads its prompts."""
 
@@ -53,6 +58,11 @@ class PromptFormat(Section):
         """Whether anything is said of how this model reads its prompts."""
         settings = (self.chat_template, self.system_prompt, self.user_prompt)
         return bool(self.template) or any(value is not None for value in settings)
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """What the user's turn shows besides the question."""
+        return frozenset(PLACE.findall(self.user_prompt or "")) - {"question"}
 
 
 class ModelConfig(PromptFormat, LocalModelConfig):

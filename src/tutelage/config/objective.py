@@ -132,6 +132,17 @@ class _NormalisedWeight(Section):
     """Scale the weights to mean 1 over the step's tokens."""
 
 
+class ClipWeight(Section):
+    """No token counts more than `most`: style words can hold many times the loss of others.
+
+    The gradient of a token above it is scaled down, not cut off (2601.18734).
+    """
+
+    type: Literal["clip"] = "clip"
+    most: PositiveFloat = 1.0
+    """Nats of a token's loss that count at most."""
+
+
 class PositionWeight(_NormalisedWeight):
     """Linear in the place of the token in its rollout, between 1 - slope and 1 + slope."""
 
@@ -192,6 +203,7 @@ class ReliabilityWeight(_NormalisedWeight):
 TokenWeight = Annotated[
     Annotated[
         UniformWeight
+        | ClipWeight
         | PositionWeight
         | TeacherEntropyWeight
         | TipWeight

@@ -15,6 +15,8 @@ from pydantic import (
 from tutelage.config.align import AlignConfig
 from tutelage.config.base import Section, tagged
 from tutelage.config.check import CheckConfig
+from tutelage.config.cold_start import ColdStartConfig
+from tutelage.config.control import Control, NoControl, WrongContext
 from tutelage.config.guards import GuardConfig
 from tutelage.config.models import ModelConfig, StudentConfig
 from tutelage.config.objective import (
@@ -25,6 +27,7 @@ from tutelage.config.objective import (
     TopK,
     UniformPrompt,
 )
+from tutelage.config.self_teacher import CONTEXTS, SelfTeacher, Teacher, as_model
 
 
 class Exact(Section):
@@ -226,8 +229,8 @@ class Config(Section):
 
     student: StudentConfig
     """The model that learns."""
-    teacher: ModelConfig
-    """The model that scores."""
+    teacher: Teacher
+    """The model that scores; type initial, ema or current makes it the student itself."""
     data: DataConfig
     """Prompts and verification."""
     rollout: RolloutConfig = RolloutConfig()
@@ -244,8 +247,17 @@ class Config(Section):
     """Gradient alignment by targeted rollouts; read by `align`."""
     check: CheckConfig = CheckConfig()
     """What is measured before training; read by `check`."""
+    cold_start: ColdStartConfig = ColdStartConfig()
+    """The teacher's answers and their imitation; read by `rescue cold-start`."""
+    control: Control = NoControl()
+    """What takes the teacher's place, to tell what a gain came from; `rescue controls` sets it."""
     run: RunConfig = RunConfig()
     """The run itself."""
+
+    @property
+    def teacher_model(self) -> ModelConfig:
+        """The teacher as a model at a place; a self-teacher is where the student is."""
+        return as_model(self.teacher, self.student)
 
     @model_validator(mode="after")
     def _models_fit_their_part(self) -> "Config":
@@ -265,9 +277,12 @@ class Config(Section):
                     "renders a prompt; leave it out, and give only what the template itself asks "
                     "for"
                 )
+        halved_teacher = isinstance(self.teacher, SelfTeacher) and (
+            self.optimizer.precision == "bfloat16"
+        )
         for role, model, halved, cure in (
             ("student", student, self.optimizer.precision == "bfloat16", "optimizer.precision"),
-            ("teacher", self.teacher, False, "teacher.dtype"),
+            ("teacher", self.teacher_model, halved_teacher, "teacher.dtype"),
         ):
             if model.attention == "flash_attention_2" and model.dtype == "float32" and not halved:
                 raise ValueError(
@@ -278,7 +293,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _servers_fit_their_part(self) -> "Config":
-        student, teacher = self.student.server, self.teacher.server
+        student, teacher = self.student.server, self.teacher_model.server
         if student is not None and student.cache is not None:
             raise ValueError("student.server.cache: only a teacher's scores are kept; leave it out")
         if teacher is not None and teacher.weights is not None:
@@ -352,7 +367,8 @@ class Config(Section):
                 raise ValueError(
                     "align.probe.policy switch_teacher needs another teacher in align.teachers"
                 )
-            own = [n for n, m in {"teacher": self.teacher, **others}.items() if m.own_prompt]
+            taught = {"teacher": self.teacher_model, **others}
+            own = [name for name, model in taught.items() if model.own_prompt]
             if own:
                 raise ValueError(
                     f"align.probe.policy switch_teacher: {', '.join(own)} reads a prompt of its "
@@ -361,10 +377,41 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _contexts_can_be_shown(self) -> "Config":
+        columns = self.teacher_model.columns
+        if columns & {"correct", "wrong", "attempt", "verdict"}:
+            if not self.is_judged:
+                raise ValueError(
+                    "teacher: its context shows right or wrong rollouts, so it needs "
+                    "data.verifier; set one"
+                )
+            if self.rollout.group_size < 2:
+                raise ValueError(
+                    "teacher: its context shows other rollouts of the same question, so it needs "
+                    f"rollout.group_size >= 2, not {self.rollout.group_size}"
+                )
+        if isinstance(self.control, WrongContext) and not columns:
+            raise ValueError(
+                "control wrong_context: the teacher is shown nothing but the question; give "
+                "teacher.user_prompt (or a self-teacher's context) with {answer} or another "
+                f"column, such as {CONTEXTS['answer']!r}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _baseline_has_its_name(self) -> "Config":
         if self.check.baseline is not None and "baseline" in self.align.teachers:
             raise ValueError(
                 "align.teachers: `baseline` is the name of check.baseline; choose another name"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _right_answers_can_be_told(self) -> "Config":
+        if self.cold_start.right_only and not self.is_judged:
+            raise ValueError(
+                "cold_start.right_only keeps what data.verifier finds right, and there is none; "
+                "set one, or leave right_only out"
             )
         return self
 

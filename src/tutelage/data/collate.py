@@ -1,6 +1,7 @@
 """The one place that shifts and masks."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -46,4 +47,22 @@ def collate(rollouts: Sequence[Rollout], side: Literal["student", "teacher"] = "
         sampling_logprobs=torch.tensor(
             [x if r.source == "student" else torch.nan for r in rollouts for x in r.logprobs]
         ),
+    )
+
+
+def pack(rollouts: Sequence[Rollout]) -> Batch:
+    """The same rollouts one after the other in a single row, without padding.
+
+    Targets, rows and positions are those of `collate`. `position_ids` begin anew with
+    each rollout, by which transformers keeps them from seeing one another.
+    """
+    padded = collate(rollouts)
+    real = padded.attention_mask.bool()
+    lengths = real.sum(-1).tolist()
+    return replace(
+        padded,
+        input_ids=padded.input_ids[real].unsqueeze(0),
+        attention_mask=padded.attention_mask[real].unsqueeze(0),
+        loss_mask=padded.loss_mask[real].unsqueeze(0),
+        position_ids=torch.cat([torch.arange(n) for n in lengths]).unsqueeze(0),
     )

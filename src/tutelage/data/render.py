@@ -14,7 +14,7 @@ from typing import cast
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from tutelage.config import PromptFormat
+from tutelage.config import PLACE, PromptFormat
 from tutelage.data.worker_pool import WorkerPool
 from tutelage.errors import DataError, UsageError
 from tutelage.models.facts import own_template
@@ -23,8 +23,6 @@ from tutelage.types import Message, Prompt, RenderedPrompt
 DEADLINE_S = 10.0
 """Processor seconds for one prompt's template."""
 _CHATS = 64  # of one job
-
-_PLACE = re.compile(r"\{([^\W\d]\w*)\}")
 
 
 def render(
@@ -229,4 +227,4 @@ def _filled(text: str, prompt: Prompt, question: str, role: str) -> str:
             )
         return str(found)
 
-    return _PLACE.sub(value, text)
+    return PLACE.sub(value, text)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tutelage.config import CONTEXTS, Config, PromptSet
+from tutelage.config import Config, PromptSet
 from tutelage.config import Function as FunctionVerifier
 from tutelage.config import Pattern as PatternVerifier
 from tutelage.diagnose.static import teachers_of
@@ -34,12 +34,7 @@ def next_command(found: "Check", arguments: Words = DEFAULT) -> str:
         return _train(found, arguments, instead)
     match own.verdict.word:
         case "cold-start":
-            cold = {
-                "rollout.student_share": 0,
-                "objective": {"type": "full", "divergence": "forward_kl"},
-                "run.dir": _free(f"{found.config.run.dir}-cold-start"),
-            }
-            return _command("train", arguments, cold)
+            return _cold_start(found, arguments)
         case "unknown":
             return _learn_more(found, own.verdict.reasons[0].name, arguments)
         case "change-prompts":
@@ -55,6 +50,15 @@ def _train(found: "Check", arguments: Words, changes: Mapping[str, Any]) -> str:
     return _command("train", arguments, changes)
 
 
+def _cold_start(found: "Check", arguments: Words) -> str:
+    """Imitation, and distillation from there with the same settings."""
+    folder = found.config.run.dir
+    output = shlex.join(["--output", _free(f"{folder}-cold-start")])
+    free = _free(folder)
+    then = ["--then", "train", *(["--run.dir", free] if free != folder else [])]
+    return f"{_command('rescue cold-start', arguments, {})} {output} {shlex.join(then)}"
+
+
 def _in_its_place(found: "Check", best: "Look") -> dict[str, Any] | None:
     """Settings with which a run takes another teacher or other prompts; None where it cannot."""
     from tutelage.diagnose.checking import OWN
@@ -67,24 +71,20 @@ def _in_its_place(found: "Check", best: "Look") -> dict[str, Any] | None:
     if (named := teachers_of(config).get(best.teacher)) is not None:
         return changes | {"teacher": named.model_dump(mode="json", exclude_defaults=True)}
     context = best.teacher.removeprefix("self:")
-    if context != "answer":  # others show rollouts, which a run has not got
+    if context == "summary":  # nobody writes any while a student trains
         return None
-    return changes | {"teacher": _self_teacher(config, context)}
+    if context != "answer" and config.rollout.group_size < 2:  # it is shown others of the group
+        changes |= {"rollout.group_size": _MORE}
+    return changes | {"teacher": {"type": "initial", "context": context}}
 
 
 def _prompts(config: Config, change: PromptSet) -> dict[str, Any]:
     words = change.model_dump(include={"user_prompt", "system_prompt"}, exclude_none=True)
-    sides = ["student", *(["teacher"] if config.teacher.own_prompt else [])]
+    sides = ["student", *(["teacher"] if config.teacher_model.own_prompt else [])]
     changes = {f"{side}.{key}": text for side in sides for key, text in words.items()}
     if change.prompts is not None:
         changes |= {"data.prompts": change.prompts}
     return changes
-
-
-def _self_teacher(config: Config, context: str) -> dict[str, Any]:
-    known = {"path", "revision", "dtype", "template", "chat_template", "system_prompt"}
-    told = config.student.model_dump(include=known, exclude_defaults=True)
-    return told | {"user_prompt": CONTEXTS[context]}  # type: ignore[index]
 
 
 def _learn_more(found: "Check", why: str, arguments: Words) -> str:
@@ -180,7 +180,7 @@ def _command(verb: str, arguments: Words, changes: Mapping[str, Any]) -> str:
         if not replaced and not idle:
             kept += pair
     given = [w for key, value in changes.items() for w in (f"--{key}", _plain(value))]
-    return shlex.join(["tutelage", verb, *kept, *given])
+    return shlex.join(["tutelage", *verb.split(), *kept, *given])
 
 
 def _plain(value: Any) -> str:

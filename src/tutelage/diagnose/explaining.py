@@ -120,15 +120,17 @@ def read_history(path: Path) -> tuple[History, list[str]]:
 
 def static_facts(config: Config) -> dict[str, str]:
     """Where the two models disagree, as far as their folders are still there; no weights."""
-    if not all(Path(side.path).expanduser().is_dir() for side in (config.student, config.teacher)):
+    if not all(
+        Path(side.path).expanduser().is_dir() for side in (config.student, config.teacher_model)
+    ):
         return {}
     from tutelage.models.facts import disagreements, facts_of  # transformers takes seconds
 
     try:
         student = facts_of(config.student, "student")
-        teacher = facts_of(config.teacher, "teacher")
+        teacher = facts_of(config.teacher_model, "teacher")
         found = {s.name: s.evidence for s in disagreements(student, teacher)}
-        if config.teacher.own_prompt:
+        if config.teacher_model.own_prompt:
             found |= _rendered(config, student.tokenizer, teacher.tokenizer)
     except TutelageError:  # the folders have changed since
         return {}
@@ -145,7 +147,7 @@ def _rendered(config: Config, student: Any, teacher: Any) -> dict[str, str]:
         tokenizer.decode(list(render_one(prompt, tokenizer, settings, chat, role)))
         for tokenizer, settings, role in (
             (student, config.student, "student"),
-            (teacher, config.teacher, "teacher"),
+            (teacher, config.teacher_model, "teacher"),
         )
     ]
     if sides[0] == sides[1]:

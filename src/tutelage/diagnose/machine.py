@@ -161,7 +161,7 @@ def _needs(config: Config) -> Iterator[Finding]:
         yield Finding("environment", "models", "fault", str(error))
         return
     total, available = memory()
-    uses_gpu = any(m.device.startswith("cuda") for m in (config.student, config.teacher))
+    uses_gpu = any(m.device.startswith("cuda") for m in (config.student, config.teacher_model))
     if total is not None and not uses_gpu:
         size = f"{needed.total_bytes / GIB:.2f} GiB of {total / GIB:.1f}"
         if needed.total_bytes > total:
@@ -193,7 +193,7 @@ def _needs(config: Config) -> Iterator[Finding]:
 
 
 def _servers(config: Config) -> Iterator[Finding]:
-    for role, model in (("student", config.student), ("teacher", config.teacher)):
+    for role, model in (("student", config.student), ("teacher", config.teacher_model)):
         if model.server is not None:
             yield from _server(config, role, model)
 
@@ -238,7 +238,7 @@ def _try_teacher(config: Config) -> str:
     from tutelage.metrics import overlap_k
     from tutelage.models.served.teacher import load_served_teacher
 
-    teacher = load_served_teacher(config.teacher)
+    teacher = load_served_teacher(config.teacher_model)
     teacher.temperature = config.rollout.temperature
     teacher.prepare_for(config.objective, overlap_k(config.run.metrics_k, teacher.vocabulary))
     question = teacher.question

@@ -43,7 +43,7 @@ def ask(config: Config, student: Facts) -> tuple[list[RenderedPrompt], Verify | 
 
 def teachers_of(config: Config) -> dict[str, ModelConfig]:
     """Everyone who might teach, by name; the run's own first."""
-    teachers = {"teacher": config.teacher, **config.align.teachers}
+    teachers = {"teacher": config.teacher_model, **config.align.teachers}
     baseline = config.check.baseline
     return teachers if baseline is None else teachers | {BASELINE: baseline}
 
@@ -55,12 +55,17 @@ def reworded(config: Config, change: PromptSet) -> Config:
     def say(model: ModelConfig) -> ModelConfig:
         return model.model_copy(update=words) if model.own_prompt else model
 
+    teacher = config.teacher
+    if isinstance(teacher, ModelConfig):
+        teacher = say(teacher)
+    elif "system_prompt" in words:  # a self-teacher's turn is what it is shown
+        teacher = teacher.model_copy(update={"system_prompt": words["system_prompt"]})
     baseline = config.check.baseline
     others = {name: say(model) for name, model in config.align.teachers.items()}
     return config.model_copy(
         update={
             "student": config.student.model_copy(update=words),
-            "teacher": say(config.teacher),
+            "teacher": teacher,
             "align": config.align.model_copy(update={"teachers": others}),
             "check": config.check.model_copy(
                 update={} if baseline is None else {"baseline": say(baseline)}

@@ -12,7 +12,7 @@ incompatible.
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -47,6 +47,10 @@ class SolutionStyle:
     """Template tokens the prompts carry."""
     other_pattern_share: float = 0.0
     """Share of solutions written in the other pattern (the compatibility dial)."""
+    gate: str | None = None
+    """The only template token under which `skill` and `hard_share` hold; None: all are alike."""
+    skill_outside: float = 0.15
+    """Skill under other templates than the gate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +148,8 @@ class Task(ABC):
         self, rng: np.random.Generator, rows: int, slots: int, style: SolutionStyle
     ) -> tuple[Ints, int]:
         """Token ids [rows, length] of prompts with solutions, and the prompt's length."""
+        if style.gate is not None:
+            return self._gated(rng, rows, slots, style)
         problems = self.problems(rng, rows, slots, style.hard_share)
         forward = self._solutions(rng, problems, style.skill, reverse=False)
         backward = self._solutions(rng, problems, style.skill, reverse=True)
@@ -152,6 +158,24 @@ class Task(ABC):
         template = rng.choice([_MARKS.index(t) for t in style.templates], rows)
         prompt = self._prompt_ids(problems, template)
         return np.concatenate([prompt, np.where(swapped, other, main)], axis=1), prompt.shape[1]
+
+    def _gated(
+        self, rng: np.random.Generator, rows: int, slots: int, style: SolutionStyle
+    ) -> tuple[Ints, int]:
+        """Half of the rows under the gate, half under the other templates."""
+        inside = replace(style, gate=None, templates=style.gate or TEMPLATES)
+        outside = replace(
+            style,
+            gate=None,
+            templates=style.templates.replace(inside.templates, ""),
+            skill=style.skill_outside,
+            hard_share=None,
+        )
+        parts = [
+            self.sequences(rng, count, slots, part)
+            for count, part in ((rows - rows // 2, inside), (rows // 2, outside))
+        ]
+        return np.concatenate([ids for ids, _ in parts]), parts[0][1]
 
     def solution(self, problem: Sequence[int], pattern: Pattern = "forward") -> tuple[int, ...]:
         """Token ids of the right solution of a problem."""

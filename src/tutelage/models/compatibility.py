@@ -1,6 +1,7 @@
 """Can these two models be combined at all? Decided without a forward pass."""
 
 from collections.abc import Mapping
+from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
 
@@ -44,8 +45,17 @@ def differing_tokens(
     )
 
 
+class Reader(Protocol):
+    """Whoever reads tokens, up to some number."""
+
+    @property
+    def context(self) -> int | None:
+        """Tokens it reads; None where nobody says."""
+        ...
+
+
 def require_context(
-    model: Teacher,
+    model: Reader,
     role: str,
     longest_prompt: int,
     max_new_tokens: int,

@@ -100,10 +100,11 @@ class LocalModel:
 
     def hidden(self, batch: Batch) -> Tensor:
         """Hidden states [N, H] at the states of the scored tokens, with gradient where enabled."""
-        inputs = {
-            "input_ids": batch.input_ids.to(self.device),
-            "attention_mask": batch.attention_mask.to(self.device),
-        }
+        inputs = {"input_ids": batch.input_ids.to(self.device)}
+        if batch.position_ids is None:
+            inputs["attention_mask"] = batch.attention_mask.to(self.device)
+        else:
+            inputs["position_ids"] = batch.position_ids.to(self.device)
         with self._as_set():
             if self.raw_head.weight is None:
                 states = self.model(**inputs, use_cache=False).logits

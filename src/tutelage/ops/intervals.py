@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from statistics import fmean
+from statistics import fmean, stdev
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,6 +96,18 @@ def _correlation(first: Sequence[float], second: Sequence[float]) -> float:
     x, y = x - x.mean(), y - y.mean()
     scale = math.sqrt(float((x**2).sum() * (y**2).sum()))
     return float((x * y).sum()) / scale if scale > 0 else 0.0
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """95 % interval of Student's t for the mean of independent, roughly normal values.
+
+    None where there are fewer than two: nothing then says how they vary.
+    """
+    if len(values) < 2:
+        return None
+    mean = fmean(values)
+    half = student_quantile(len(values) - 1) * stdev(values) / math.sqrt(len(values))
+    return mean - half, mean + half
 
 
 def student_quantile(freedom: int) -> float:

@@ -43,7 +43,7 @@ def read_story(path: Path) -> dict[str, Any]:
     config = load_config(run.path / "config.yaml")
     return {
         "name": run.path.name,
-        "pair": f"{Path(config.student.path).name} ← {Path(config.teacher.path).name}",
+        "pair": f"{Path(config.student.path).name} ← {Path(config.teacher_model.path).name}",
         "evaluations": evaluations,
         "training": [record for record in records if record["kind"] == "train"],
         "looks": read_json(check)["looks"] if check.exists() else [],

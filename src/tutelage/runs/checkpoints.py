@@ -47,14 +47,20 @@ def save_checkpoint(
     student: LocalModel,
     optimizer: torch.optim.Optimizer,
     state: Mapping[str, Any],
+    further: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> Path:
-    """Write `root/step-N`; an existing one of the same step is replaced."""
+    """Write `root/step-N`; an existing one of the same step is replaced.
+
+    `further` are tensors of others, by the file that keeps them.
+    """
     final, temporary = root / f"step-{step}", root / f"tmp.step-{step}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     student.save(temporary)
     tensors, scalars = _flatten_optimizer(optimizer)
     save_file(tensors, temporary / "optimizer.safetensors")
+    for name, kept in (further or {}).items():
+        save_file(dict(kept), temporary / name)
     (temporary / "state.json").write_text(
         json.dumps({"step": step, "loop": dict(state), "optimizer": scalars}, allow_nan=False)
     )

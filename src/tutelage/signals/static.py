@@ -73,7 +73,7 @@ def template(h: History) -> Cause | None:
     """The teacher reads another prompt than it should."""
     if h.config is None:
         return None
-    teacher = h.config.teacher
+    teacher = h.config.teacher_model
     sides = {"teacher": teacher, "student": h.config.student}
     strange = {
         role: side.chat_template
@@ -157,8 +157,8 @@ def same_model(h: History) -> Cause | None:
     config = h.config
     same = (
         config is not None
-        and config.teacher.path == config.student.path
-        and not config.teacher.own_prompt
+        and config.teacher_model.path == config.student.path
+        and not config.teacher_model.own_prompt
     )
     if start is None or not (start < NOTHING_TO_LEARN or same):
         return None
@@ -215,8 +215,8 @@ def broken_teacher(h: History) -> Cause | None:
         )
     if confidence is None:
         return None
-    served = h.config is not None and h.config.teacher.server is not None
-    if h.config is not None and h.config.teacher.own_prompt and not blind:
+    served = h.config is not None and h.config.teacher_model.server is not None
+    if h.config is not None and h.config.teacher_model.own_prompt and not blind:
         confidence = "medium"  # a template explains as much
     return Cause(
         name="broken_teacher",
