@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from helpers import read_jsonl
 from tutelage.config import load_config
+from tutelage.diagnose.checking import check
 from tutelage.rescue.cold_start import cold_start
 from tutelage.training import train
 
@@ -98,3 +100,25 @@ def test_a_student_that_lost_layers_imitates_the_whole_model_and_is_then_distill
     phases = {"check_before", "answers", "imitation", "check_after", "train"}
     assert phases == found.seconds.keys()
     AutoModelForCausalLM.from_pretrained(found.student)
+
+
+def test_a_check_of_a_chat_model_takes_at_most_ten_minutes_of_two_cores(models, tmp_path):
+    """32 questions, 64 tokens, 8 answers continued; processor time, since others may use them."""
+    config = load_config(
+        ROOT / "recipes/smollm2/run.yaml",
+        [
+            *("--student.path", str(models / "smollm2")),
+            *("--teacher.path", str(models / "smollm2-arithmetic")),
+            *("--data.held_out", "64", "--rollout.max_new_tokens", "64"),
+            *("--check.questions", "32", "--check.samples", "2", "--check.budget", "20000"),
+            *("--check.continued", "8", "--check.continuations", "2"),
+        ],
+    )
+    before = time.process_time()
+    found = check(config, output=tmp_path / "check.json")
+    assert time.process_time() - before < 2 * 600
+    look = found.looks[0]
+    assert look.agreement["rollout/count"] == 64
+    assert sum(part.answers for part in look.rescue if part.depth == 0.1) == 8
+    assert look.soundness["student_itself"] < 1e-4
+    assert {"stop", "number"} <= look.kinds.keys()
