@@ -110,6 +110,7 @@ def test_a_parquet_file_that_is_none(base, capsys, tmp_path):
         ("rolout.group_size", "2", "Did you mean 'rollout'?"),
         ("optimizer.lr", "-1", "optimizer.lr: input should be greater than 0"),
         ("objective.k", "0", "objective.k: input should be greater than 0"),
+        ("align.teachers", "{other: {paht: x}}", "Did you mean 'path'?"),
         ("objective.divergence.type", "revrse_kl", "Did you mean 'reverse_kl'?"),
         ("objective.divergence", "{type: jsd, beta: 1}", "objective.divergence.beta"),
         ("rollout.temperature", "0", "rollout.temperature"),

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -254,13 +254,18 @@ def _field_path(location: tuple[int | str, ...], root: type[Section]) -> tuple[l
     path: list[str] = []
     inside: list[type[Section]] = [root]
     known: set[str] = set()
+    is_name = False
     for part in map(str, location):
         fields = {name: info for section in inside for name, info in section.model_fields.items()}
         known = set(fields)
         branch = [s for s in inside if part in (s.__name__, _tag(s))]
-        if part in fields:
+        if is_name:  # a key of the user's own, under which a section stands
+            path.append(part)
+            is_name = False
+        elif part in fields:
             path.append(part)
             inside = sections_of(fields[part].annotation)
+            is_name = get_origin(fields[part].annotation) is dict
         elif branch:
             inside = branch
         elif not part.startswith("literal["):
