@@ -25,7 +25,7 @@ RUNNING, MOD = "running total", "mod total"
 ROUNDS = {
     "first": {RUNNING: (11, 12, 13), MOD: (21,)},
     "second": {RUNNING: (31,)},
-    "third": {RUNNING: (51, 52), MOD: (61,)},
+    "third": {RUNNING: (51, 52)},
 }
 # Kind -> student, teacher.
 BOTH = {
@@ -148,7 +148,7 @@ def run_pair(
 def table(rows: list[dict[str, Any]]) -> str:
     """One line a pair, and how often the verdict came true."""
     lines = [
-        "| task, seed | pair | advantage | gap | mass | verdict | accuracy | gain | came true |",
+        "| task, seed | pair | advantage | gap | mass | verdict | predicted | happened | true |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -161,8 +161,9 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"| {row['task']}, {row['seed']} | {row['kind']} | {told} | "
             f"{gap['gap']:+.2f} [{gap['gap_low']:+.2f}, {gap['gap_high']:+.2f}] | "
             f"{row['look']['shared_mass']:.2f} | {row['verdict']} | "
-            f"{row['before']:.2f} -> {row['after']:.2f} | {gain:+.2f} [{gain_low:+.2f}, "
-            f"{gain_high:+.2f}] | {came_true(row)} |"
+            f"{PREDICTS.get(row['verdict'], '-')} | {row['happened']}: {row['before']:.2f} -> "
+            f"{row['after']:.2f}, {gain:+.2f} [{gain_low:+.2f}, {gain_high:+.2f}] | "
+            f"{came_true(row)} |"
         )
     return "\n".join(lines)
 

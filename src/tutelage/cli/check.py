@@ -52,6 +52,8 @@ def check(
         def tell(record: dict[str, Any]) -> None:
             if record["kind"] == "student":
                 say(f"{record['prompt_set']}: the student has answered.")
+            elif record["kind"] == "stage":
+                say(f"{record['prompt_set']}: {record['doing']}.")
             elif record["kind"] == "look":
                 say(look_line(record))
 

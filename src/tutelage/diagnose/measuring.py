@@ -86,12 +86,21 @@ def measure_all(setting: Setting, observer: Observer) -> Measurements:
         drawn = judge(drawn, setting.verify)
     answers = grouped(drawn, samples, was_judged=setting.verify is not None)
     observer({"kind": "student", "prompt_set": setting.name, **_about_student(answers)})
+
+    def tell(doing: str) -> None:
+        observer({"kind": "stage", "prompt_set": setting.name, "doing": doing})
+
+    if setting.verify is not None and config.check.budget:
+        tell(f"rolling out from chosen tokens, {config.check.budget:,} at most")
     found, notes = align_small(setting, drawn)
     continued = choose_answers(drawn, config.check.continued) if setting.verify else []
+    if continued:
+        tell(f"continuing {len(continued)} answers at {len(config.check.depths)} depths")
     own = _continue(setting, student, continued, as_teacher=False)
     looks: list[Look] = []
     all_answers = {"student": answers}
     for candidate in setting.candidates:
+        tell(f"measuring {candidate.name}")
         look, theirs = _look(setting, candidate, answers, found, continued, own)
         looks.append(look)
         all_answers[candidate.name] = theirs
