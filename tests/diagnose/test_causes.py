@@ -131,6 +131,8 @@ def test_a_teacher_that_gives_every_token_one_score_does_not_read():
         "student_logprob": [-0.1 * (i % 7) for i in range(80)],
     }
     assert found(healthy(rollouts=constant))["broken_teacher"] == "high"
+    sure = constant[0]["scores"] | {"teacher_logprob": [-0.001] * 80}
+    assert found(healthy(last_rollouts=[constant[0] | {"scores": sure}])) == {}
     reads = constant[0]["scores"] | {"teacher_logprob": [-0.3 * (i % 5) for i in range(80)]}
     assert found(healthy(rollouts=[constant[0] | {"scores": reads}])) == {}
 

@@ -147,11 +147,12 @@ class History:
         return None
 
 
-def spread_of_same_tokens(rollouts: Records) -> tuple[float, float] | None:
+def spread_of_same_tokens(rollouts: Records) -> tuple[float, float, float] | None:
     """How much teacher and student vary over the occurrences of one token, in nats.
 
     Standard deviations of the log-probability within a token, over the tokens that occur often in
-    recorded rollouts. A teacher that reads nothing gives a token the same everywhere.
+    recorded rollouts, and the teacher's mean there. A teacher that reads nothing gives a token the
+    same everywhere; but so does one that is sure of each, whose mean is near 0.
     """
     scores: dict[int, list[tuple[float, float]]] = {}
     for rollout in rollouts:
@@ -171,4 +172,5 @@ def spread_of_same_tokens(rollouts: Records) -> tuple[float, float] | None:
         math.sqrt(fmean(pvariance([pair[side] for pair in values]) for values in often))
         for side in (0, 1)
     )
-    return teacher, student
+    mean = fmean(teacher_logprob for values in often for teacher_logprob, _ in values)
+    return teacher, student, mean

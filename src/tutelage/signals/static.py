@@ -26,6 +26,7 @@ STOP_REWARD = -0.5  # nats; -0.69 is a teacher that stops there half of the time
 NOTHING_TO_LEARN = 1e-3  # nats a token
 SOLVES_NOTHING = 0.1
 READS_NOTHING = 0.01  # nats, of one token's scores over its contexts
+UNSURE = -0.5  # nats; the entropy of any text's single tokens is larger
 
 
 def stop_ids(h: History) -> Cause | None:
@@ -186,11 +187,14 @@ def broken_teacher(h: History) -> Cause | None:
     blind = False
     for when, rollouts in (("at the start", h.rollouts), ("at the end", h.last_rollouts)):
         spread = spread_of_same_tokens(rollouts)
-        if spread is not None and spread[0] < READS_NOTHING < spread[1]:
+        if spread is None:
+            continue
+        varies, ours, mean = spread
+        if varies < READS_NOTHING < ours and mean < UNSURE:
             confidence, blind = "high", True
             evidence.append(
-                f"{when} its log-probability of a token varies by {number(spread[0])} nats over "
-                f"contexts, the student's by {number(spread[1])}: it does not read what it scores"
+                f"{when} its log-probability of a token varies by {number(varies)} nats over "
+                f"contexts, the student's by {number(ours)}: it does not read what it scores"
             )
     if (step := h.jump()) is not None:
         confidence = confidence or "medium"
