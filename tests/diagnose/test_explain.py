@@ -99,6 +99,17 @@ def test_models_that_are_gone_are_not_needed(copied):
     assert explain(copied).causes[0].name == "learning_rate"
 
 
+def test_what_check_and_the_server_said_is_told(copied):
+    verdict = {"verdict": "cold-start", "reasons": [{"text": "its advice lowers the chance"}]}
+    (copied / "check.json").write_text(json.dumps(verdict))
+    (copied / "servers.json").write_text(json.dumps({"teacher": {"root": "models/other"}}))
+    found = explain(copied)
+    assert "before training, check said cold-start: its advice lowers the chance" in found.notes
+    (broken,) = (cause for cause in found.causes if cause.name == "broken_teacher")
+    assert broken.confidence == "low"
+    assert "models/other" in broken.evidence[-1]
+
+
 def test_what_is_no_run_is_refused(tmp_path, capsys):
     assert main(["explain", str(tmp_path)]) == 2
     assert "neither config.yaml" in capsys.readouterr().err
@@ -130,6 +141,7 @@ def test_the_command_prints_the_story_first_or_everything_as_json(fault_runs, ca
     assert told["causes"][0]["change"]["optimizer.lr"] < 6e-2
     assert told["outcome"] == "worse"
     assert main(["explain", run, "--top", "0"]) == 2
+    assert main(["explain", run, "--cause", "learning_rate"]) == 2
 
 
 # --- other libraries ----------------------------------------------------------------------------

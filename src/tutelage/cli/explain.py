@@ -18,6 +18,7 @@ def explain(
     run: Annotated[Path, tyro.conf.Positional],
     *,
     replay: int | None = None,
+    cause: str | None = None,
     top: int = 3,
     as_json: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
@@ -29,6 +30,7 @@ def explain(
         run: the run directory, or another library's log.
         replay: steps to run again from the nearest checkpoint, with and without the first change
             proposed, in a directory of its own.
+        cause: whose change to replay; by default that of the first cause that proposes one.
         top: how many causes to print.
         as_json: print one JSON object on stdout, with every cause.
     """
@@ -37,6 +39,8 @@ def explain(
 
     if top < 1:
         raise UsageError(f"--top {top} prints nothing; give 1 or more")
+    if cause is not None and replay is None:
+        raise UsageError("--cause names what to replay, so it needs --replay K")
     found = run_explain(run)
     told = found.to_dict()
     again = None
@@ -44,7 +48,7 @@ def explain(
         from tutelage.cli.progress import say
         from tutelage.replaying import replay as run_replay
 
-        again = run_replay(found, replay, observer=say)
+        again = run_replay(found, replay, cause=cause, observer=say)
         told["replay"] = again.to_dict()
     if as_json:
         print_json(told)

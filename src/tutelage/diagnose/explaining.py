@@ -7,7 +7,7 @@ from typing import Any
 from tutelage.config import Config, load_config
 from tutelage.diagnose.foreign import read_trl, read_verl, trl_state
 from tutelage.errors import DataError, TutelageError, UsageError
-from tutelage.runs.directory import open_run, read_lines
+from tutelage.runs.directory import open_run, read_json, read_lines
 from tutelage.signals.causes import Cause
 from tutelage.signals.history import History
 from tutelage.signals.ranking import rank, unread
@@ -103,7 +103,8 @@ def read_history(path: Path) -> tuple[History, list[str]]:
         for event in events
         if event.get("event") in STATIC_NOTES
     }
-    noted |= static_facts(config)
+    noted |= static_facts(config) | _other_model(run.path / "servers.json", config)
+    notes += _verdict(run.path / "check.json")
     shown = sorted({record["step"] for record in evaluations})
     first, last = (shown[0], shown[-1]) if shown else (0, 0)
     history = History(
@@ -116,6 +117,25 @@ def read_history(path: Path) -> tuple[History, list[str]]:
         noted=noted,
     )
     return history, notes
+
+
+def _other_model(path: Path, config: Config) -> dict[str, str]:
+    """What the teacher's server says it serves, where it calls it otherwise than the settings."""
+    if not path.is_file():
+        return {}
+    told = read_json(path).get("teacher", {}).get("root")
+    if not told or Path(told).name == Path(config.teacher.path).name:
+        return {}
+    return {"server_root": f"its server says that it serves {told}, not {config.teacher.path}"}
+
+
+def _verdict(path: Path) -> list[str]:
+    """What `check` said before training."""
+    if not path.is_file():
+        return []
+    found = read_json(path)
+    reasons = [reason["text"] for reason in found.get("reasons", ())][:1]
+    return [": ".join([f"before training, check said {found['verdict']}", *reasons])]
 
 
 def static_facts(config: Config) -> dict[str, str]:

@@ -217,10 +217,13 @@ def broken_teacher(h: History) -> Cause | None:
             f"its entropy says that it sees one answer alone in {claimed:.0%} of the questions, so "
             "it is sure and wrong"
         )
+    if other := h.noted.get("server_root"):
+        confidence = confidence or "low"
+        evidence.append(other)
     if confidence is None:
         return None
     served = h.config is not None and h.config.teacher_model.server is not None
-    if h.config is not None and h.config.teacher_model.own_prompt and not blind:
+    if h.config is not None and h.config.teacher_model.own_prompt and confidence == "high" and not blind:
         confidence = "medium"  # a template explains as much
     return Cause(
         name="broken_teacher",
