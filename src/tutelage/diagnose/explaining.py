@@ -124,9 +124,11 @@ def _other_model(path: Path, config: Config) -> dict[str, str]:
     if not path.is_file():
         return {}
     told = read_json(path).get("teacher", {}).get("root")
-    if not told or Path(told).name == Path(config.teacher.path).name:
+    if not told or Path(told).name == Path(config.teacher_model.path).name:
         return {}
-    return {"server_root": f"its server says that it serves {told}, not {config.teacher.path}"}
+    return {
+        "server_root": f"its server says that it serves {told}, not {config.teacher_model.path}"
+    }
 
 
 def _verdict(path: Path) -> list[str]:

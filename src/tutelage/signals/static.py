@@ -223,7 +223,12 @@ def broken_teacher(h: History) -> Cause | None:
     if confidence is None:
         return None
     served = h.config is not None and h.config.teacher_model.server is not None
-    if h.config is not None and h.config.teacher_model.own_prompt and confidence == "high" and not blind:
+    if (
+        h.config is not None
+        and h.config.teacher_model.own_prompt
+        and confidence == "high"
+        and not blind
+    ):
         confidence = "medium"  # a template explains as much
     return Cause(
         name="broken_teacher",
