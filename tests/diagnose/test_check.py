@@ -193,8 +193,9 @@ def test_a_baseline_is_named_by_a_flag_of_its_own(settings, tmp_path, capsys):
     path = tmp_path / "run.yaml"
     path.write_text(dump_config(settings(check={"questions": 8, "budget": 0, "continued": 0})))
     words = ["check", "-c", str(path), "--json", "--baseline", str(model_path("same_data"))]
-    assert main(words) == 3
+    assert main([*words, "-o", str(tmp_path / "check.json")]) == 3
     told = json.loads(capsys.readouterr().out)
+    assert told == json.loads((tmp_path / "check.json").read_text())
     assert [look["teacher"] for look in told["looks"]] == ["teacher", "baseline"]
     low, high = told["looks"][0]["baseline"]["kl_difference"]["interval"]
     assert low < told["looks"][0]["baseline"]["kl_difference"]["value"] < high

@@ -57,10 +57,10 @@ def check(
             elif record["kind"] == "look":
                 say(look_line(record))
 
-        found = run_check(settings, output=output, observer=tell)
         arguments = [*([] if config is None else ["-c", str(config)]), *rest]
+        found = run_check(settings, output=output, observer=tell, arguments=arguments)
         if as_json:
-            print_json(found.to_dict() | {"next": found.next_command(arguments)})
+            print_json(found.to_dict(arguments))
         else:
             print(summary(found, arguments))
             if output is not None:

@@ -79,11 +79,11 @@ class Check:
         """The one command to run next; `arguments` name the settings that were checked."""
         return next_command(self, arguments)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+    def to_dict(self, arguments: Sequence[str] = DEFAULT) -> dict[str, Any]:
+        """Plain values for JSON; `arguments` as in `next_command`."""
         return {
             **self.verdict.to_dict(),
-            "next": self.next_command(),
+            "next": self.next_command(arguments),
             "ranking": [
                 {"teacher": k.teacher, "prompt_set": k.prompt_set, "verdict": k.verdict.word}
                 for k in self.ranking
@@ -104,11 +104,13 @@ def check(
     *,
     output: str | Path | None = None,
     observer: Observer = lambda record: None,
+    arguments: Sequence[str] = DEFAULT,
 ) -> Check:
     """Say before training whether a pair will work, with evidence and intervals.
 
-    `output` gets everything as JSON. The further teachers and contexts of `config.align` and the
-    prompt sets of `config.check` are compared in the same call.
+    `output` gets everything as JSON, with the next command for the words that named the settings
+    (`arguments`). The further teachers and contexts of `config.align` and the prompt sets of
+    `config.check` are compared in the same call.
 
     Raises:
         TutelageError: a setting, a model or data that cannot be read; a pair that can be read but
@@ -160,7 +162,7 @@ def check(
     if output is not None:
         with full_disk_told(output):
             Path(output).parent.mkdir(parents=True, exist_ok=True)
-            replace_text(Path(output), to_json(result.to_dict()))
+            replace_text(Path(output), to_json(result.to_dict(arguments)))
     return result
 
 

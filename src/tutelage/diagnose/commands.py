@@ -165,7 +165,7 @@ def _free(folder: str) -> str:
 
 
 def _command(verb: str, arguments: Words, changes: Mapping[str, Any]) -> str:
-    """The verb with the same arguments, but for what changes; `train` needs no `check` section."""
+    """The verb with the same arguments, but for what changes; some need no `check` section."""
     kept: list[str] = []
     rest = list(arguments)
     while rest:
@@ -176,7 +176,7 @@ def _command(verb: str, arguments: Words, changes: Mapping[str, Any]) -> str:
             rest = rest[1:]
         key = word.removeprefix("--").partition("=")[0]
         replaced = any(key == new or key.startswith(f"{new}.") for new in changes)
-        idle = verb != "check" and key.startswith("check.")
+        idle = verb in ("train", "preview") and key.startswith("check.")
         if not replaced and not idle:
             kept += pair
     given = [w for key, value in changes.items() for w in (f"--{key}", _plain(value))]
