@@ -264,6 +264,12 @@ def test_without_a_verifier_nothing_is_said_of_use(settings):
     assert any("not verified" in note for note in found.notes)
 
 
+def test_a_small_budget_pays_for_an_alignment_on_fewer_questions(settings):
+    found = check(settings(check={"questions": 64, "budget": 6_000, "continued": 0}))
+    assert found.looks[0].alignment["questions"] < 64
+    assert any("pays for an alignment on" in note for note in found.notes)
+
+
 def test_prompt_sets_and_contexts_are_compared_in_one_call(settings, tmp_path):
     easy = write_jsonl(tmp_path / "other.jsonl", rows(40, seed=9))
     found = check(

@@ -110,7 +110,7 @@ def test_a_check_of_a_chat_model_takes_at_most_ten_minutes_of_two_cores(models, 
             *("--student.path", str(models / "smollm2")),
             *("--teacher.path", str(models / "smollm2-arithmetic")),
             *("--data.held_out", "64", "--rollout.max_new_tokens", "64"),
-            *("--check.questions", "32", "--check.samples", "2", "--check.budget", "5000"),
+            *("--check.questions", "32", "--check.samples", "2", "--check.budget", "20000"),
             *("--check.continued", "8", "--check.continuations", "2"),
         ],
     )

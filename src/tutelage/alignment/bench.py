@@ -63,8 +63,13 @@ class Bench:
 
 def spread(prompts: Sequence[RenderedPrompt], count: int) -> list[RenderedPrompt]:
     """At most `count` of them, evenly over all."""
-    count = min(count, len(prompts))
-    return [prompts[(2 * i + 1) * len(prompts) // (2 * count)] for i in range(count)]
+    return [prompts[i] for i in places(len(prompts), count)]
+
+
+def places(length: int, count: int) -> list[int]:
+    """At most `count` places of a sequence of that length, evenly over it."""
+    count = min(count, length)
+    return [(2 * i + 1) * length // (2 * count) for i in range(count)]
 
 
 def plant(bench: Bench, drawn: Sequence[Rollout] | None = None) -> Tree:

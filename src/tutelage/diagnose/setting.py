@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from tutelage.alignment.bench import Bench, blocks, conclude, grow, plant
+from tutelage.alignment.bench import Bench, blocks, conclude, grow, places, plant
 from tutelage.alignment.estimates import Alignment
 from tutelage.alignment.job import move_of
 from tutelage.alignment.spines import Candidate
@@ -14,6 +14,9 @@ from tutelage.errors import DataError, UsageError
 from tutelage.models.local import LocalModel
 from tutelage.signals import Signal
 from tutelage.types import RenderedPrompt, Rollout, SamplingParams
+
+_LEAST_QUESTIONS = 8
+"""Below so many an interval over questions says nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +84,14 @@ def align_small(setting: Setting, drawn: Sequence[Rollout]) -> tuple[Alignment |
         seed=config.run.seed,
     )
     try:
-        tree = _plant_within_budget(bench, drawn)
+        tree, asked = _plant_within_budget(bench, drawn)
     except (DataError, UsageError) as error:  # no outcome to learn from, or too small a budget
         return None, [*notes, where + str(error)]
+    if asked < len(setting.questions):
+        notes.append(
+            f"{setting.name}: check.budget {config.check.budget:,} pays for an alignment on "
+            f"{asked} of {len(setting.questions)} questions"
+        )
     records = [
         {"unit": branch.name, **record}
         for part in blocks(tree, setting.student.batch_size)
@@ -92,14 +100,23 @@ def align_small(setting: Setting, drawn: Sequence[Rollout]) -> tuple[Alignment |
     return conclude(bench, tree, records), notes
 
 
-def _plant_within_budget(bench: Bench, drawn: Sequence[Rollout]) -> Tree:
-    """A tree with as many spines a question as the budget allows, at least one."""
-    spines = min(bench.settings.spines, bench.settings.samples)
+def _plant_within_budget(bench: Bench, drawn: Sequence[Rollout]) -> tuple[Tree, int]:
+    """A tree with as many spines a question as the budget allows, else on fewer questions.
+
+    Returns the tree and the number of its questions.
+    """
+    samples = bench.settings.samples
+    spines, asked = min(bench.settings.spines, samples), len(bench.prompts)
     while True:
         settings = bench.settings.model_copy(update={"spines": spines})
+        chosen = places(len(bench.prompts), asked)
+        natural = [r for i in chosen for r in drawn[i * samples : (i + 1) * samples]]
         try:
-            return plant(replace(bench, settings=settings), drawn)
+            return plant(replace(bench, settings=settings), natural), asked
         except UsageError:  # the budget is below the floor of so many
-            if spines == 1:
+            if spines > 1:
+                spines //= 2
+            elif asked >= 2 * _LEAST_QUESTIONS:
+                asked //= 2
+            else:
                 raise
-            spines //= 2
