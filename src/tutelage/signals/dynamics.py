@@ -138,7 +138,10 @@ def thinking_pattern(h: History) -> Cause | None:
         confidence=confidence,
         stage=DYNAMICS,
         text="The teacher is able and thinks in another way, so its advice on the student's "
-        "answers is off its own path",
+        "answers is off its own path"
+        if able
+        else "The teacher finds other tokens likely than the student: it thinks in another way, or "
+        "is not the teacher it should be",
         evidence=(*evidence, *abilities(h), *outcome(h)),
         advice="cold-start first (tutelage rescue), or train on the teacher's own answers",
         change={
