@@ -177,6 +177,14 @@ def test_a_bucket_holds_what_the_support_leaves_out():
     assert found(healthy(config=few, steps=records)) == {}
 
 
+def test_stale_rollouts_are_seen_also_where_the_student_no_longer_moves():
+    records = steps(**{"rollout/age": (8.0, 8.0), "update/kl": (5.0, 0.0)})
+    for record in records:
+        record["rollout/drift_k3"] = 2.0 if record["step"] < 12 else 0.0
+    history = healthy(steps=records, evaluations=evaluations(after=0.0))
+    assert found(history) == {"stale_rollouts": "high", "learning_rate": "high"}
+
+
 def test_one_large_step_is_no_learning_rate():
     records = steps()
     records[1]["update/kl"] = 2.0

@@ -115,11 +115,11 @@ def stale_rollouts(h: History) -> Cause | None:
     age = h.last("rollout/age")
     if age is None or age < 1:
         return None
-    drift = h.last("rollout/drift_k3")
+    drift = h.worst("rollout/drift_k3")  # a student that collapsed no longer moves at the end
     apart = drift is not None and drift > DRIFT and age > OLD
     evidence = [f"rollouts are trained on {number(age)} steps after they were drawn"]
     if drift is not None:
-        evidence.append(f"by then the policy has moved by a k3 of {number(drift)} nats a token")
+        evidence.append(f"by then the policy had moved by up to {number(drift)} nats a token (k3)")
     return Cause(
         name="stale_rollouts",
         confidence="high" if apart and h.was_hurt else "medium" if apart else "low",
