@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tutelage.reports.page import write_report as report
     from tutelage.rescue.cold_start import cold_start
     from tutelage.rescue.controls import controls
+    from tutelage.rescue.prompts import rescue_prompts
     from tutelage.training import train
 
 _HOMES = {
@@ -44,6 +45,7 @@ _HOMES = {
     "push": "tutelage.publishing:push",
     "replay": "tutelage.replaying:replay",
     "report": "tutelage.reports.page:write_report",
+    "rescue_prompts": "tutelage.rescue.prompts:rescue_prompts",
     "train": "tutelage.training:train",
 }
 
@@ -66,6 +68,7 @@ __all__ = [
     "push",
     "replay",
     "report",
+    "rescue_prompts",
     "train",
 ]
 

@@ -8,6 +8,7 @@ from tutelage.errors import UsageError, did_you_mean
 RECIPES = {
     "cold-start": "the student imitates the teacher's answers before it is distilled",
     "controls": "did it distil? the run beside matched controls, over several seeds",
+    "prompts": "prompts without leaks and copies, in the teacher's template, that suit the pair",
 }
 """The recipes, each with what it does; `cli/rescue_NAME.py` reads its arguments."""
 

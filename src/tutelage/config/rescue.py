@@ -80,6 +80,8 @@ class PromptsRescue(Section):
     """List copies of earlier rows of the same file and keep them."""
     near: Near | None = MinHash()
     """How similar questions are found besides equal and contained ones."""
+    written_in: str | None = None
+    """The template that the prompts are in, with {question}; None learns templates from them."""
     template: str | None = None
     """The user's turn that is written for every question, with {question}; None keeps the rows'."""
     samples: PositiveInt = 4
@@ -93,6 +95,8 @@ class PromptsRescue(Section):
 
     @model_validator(mode="after")
     def _template_has_a_place(self) -> "PromptsRescue":
-        if self.template is not None and "{question}" not in self.template:
-            raise ValueError("template has no {question}, so all prompts would be the same")
+        for name in ("template", "written_in"):
+            template: str | None = getattr(self, name)
+            if template is not None and template.count("{question}") != 1:
+                raise ValueError(f"{name} must hold {{question}} once, not {template!r}")
         return self

@@ -83,6 +83,13 @@ def learn_affixes(
     return Affixes(found.prefixes, found.suffixes, dict(counts.most_common()))
 
 
+def affixes_of(template: str) -> Affixes:
+    """The affixes of a template that is known, with its {question}."""
+    prefix, _, suffix = template.replace("\r\n", "\n").partition("{question}")
+    prefix, suffix = prefix.lstrip(), suffix.rstrip()
+    return Affixes((prefix,) if prefix else (), (suffix,) if suffix else ())
+
+
 def tidy(text: str) -> str:
     """A text with one kind of line ends and nothing around it."""
     return text.replace("\r\n", "\n").strip()

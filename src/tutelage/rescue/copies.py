@@ -15,9 +15,12 @@ from tutelage.rescue.wording import exact_key, figures_of, goes_on, words_of
 
 Kind = Literal["exact", "respelled", "contained", "near", "semantic"]
 KINDS: tuple[Kind, ...] = ("exact", "respelled", "contained", "near", "semantic")
-CONTAINED, CONTAINED_SHORT, SHORT = 0.8, 0.95, 16
-"""Share of the shorter question's passages that are in the longer one, and where it has few words:
-one other word at its end is a small part of them, and another question."""
+CONTAINED = 0.8
+"""Share of the shorter question's passages that are in the longer one."""
+SHORT, CONTAINED_SHORT, NEAR_SHORT = 16, 0.95, 0.9
+"""Of few words one other word is a small part, and makes another question."""
+PHRASE = 8
+"""Fewer words without a number are a phrase that many questions may hold."""
 RARE = 20
 """A copy shares a passage that at most this many known questions have."""
 _PERMUTATIONS, _BANDS = 120, 30
@@ -166,6 +169,8 @@ class Known:
             if not (question.figures <= other.figures or other.figures <= question.figures):
                 continue
             longer, shorter = sorted((question.words, other.words), key=len, reverse=True)
+            if len(shorter) < PHRASE and not figures_of(shorter):
+                continue
             share = contained_share(shorter, longer)
             least = CONTAINED_SHORT if len(shorter) < SHORT else CONTAINED
             if (
@@ -179,12 +184,15 @@ class Known:
     def _near(self, question: Question) -> Match | None:
         if not question.words or self._sketches is None or not isinstance(self.judge.near, MinHash):
             return None
+        least = self.judge.near.threshold
+        if len(question.words) < SHORT:
+            least = max(least, NEAR_SHORT)
         best: Match | None = None
         for place in sorted(self._sketches.query(question.sketch)):
             other = Question(self._texts[place])
             similarity = len(question.pairs & other.pairs) / len(question.pairs | other.pairs)
             if (
-                similarity >= self.judge.near.threshold
+                similarity >= least
                 and (best is None or similarity > best.similarity)
                 and question.figures == other.figures
             ):

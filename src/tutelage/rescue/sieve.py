@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from tutelage.config.rescue import PromptsRescue
 from tutelage.data.prompts import PromptRow, stream_prompts
-from tutelage.rescue.affixes import Affixes, learn_affixes
+from tutelage.rescue.affixes import Affixes, affixes_of, learn_affixes
 from tutelage.rescue.copies import KINDS, Judge, Kind, Known, Match, Question
 from tutelage.types import Prompt
 
@@ -26,6 +26,8 @@ PARTS: tuple[Part, ...] = ("evaluation", "training", "same file")
 class Hit:
     """A row that repeats a known question."""
 
+    origin: str
+    """The source of the row."""
     id: str
     """The row's prompt."""
     part: Part
@@ -54,6 +56,7 @@ class Hit:
     def to_dict(self) -> dict[str, Any]:
         """A line of the report."""
         return {
+            "prompts": self.origin,
             "id": self.id,
             "against": self.part,
             "source": self.source,
@@ -95,13 +98,14 @@ class KnownSet:
         self.ids.append(prompt.id)
         self.answers.append(prompt.answer)
 
-    def hits(self, prompt: Prompt, question: Question, match: Match) -> Iterator[Hit]:
+    def hits(self, origin: str, prompt: Prompt, question: Question, match: Match) -> Iterator[Hit]:
         """A hit for each known question of a match."""
         for place in match.places:
             known = self.leaked.get(place)
             if known is None or KINDS.index(match.kind) < KINDS.index(known):
                 self.leaked[place] = match.kind
             yield Hit(
+                origin=origin,
                 id=prompt.id,
                 part=self.part,
                 source=self.source,
@@ -129,7 +133,10 @@ class Sieve:
         self.settings = settings
         self.judge = Judge(settings.near)
         self.affixes: dict[str, Affixes] = {}
+        if settings.written_in is not None:
+            self.affixes[settings.prompts] = affixes_of(settings.written_in)
         self.rows: Counter[str] = Counter()
+        self.through: Counter[str] = Counter()
         self.unique: dict[str, int] = {}
         self.known = [
             *(self._read(source, "evaluation") for source in settings.evaluation),
@@ -147,15 +154,16 @@ class Sieve:
                 known.questions.ask(vectors)
             for i, (row, question) in enumerate(batch):
                 found.add(question.keys[0])
-                hits = self._hits(row.prompt, question, i)
+                hits = self._hits(source, row.prompt, question, i)
                 self.hits += hits
                 if any(hit.dropped for hit in hits):
                     continue
+                self.through[source] += 1
                 self.kept.add(row.prompt, question, None if vectors is None else vectors[i])
                 yield Kept(row, question.text)
         self.unique[source] = len(found)
 
-    def _hits(self, prompt: Prompt, question: Question, i: int) -> list[Hit]:
+    def _hits(self, origin: str, prompt: Prompt, question: Question, i: int) -> list[Hit]:
         """All leaks of a row; else the first other prompt, else the first row, it repeats."""
         found: list[Hit] = []
         for known in (*self.known, self.kept):
@@ -164,7 +172,7 @@ class Sieve:
             match = known.questions.find(question, i)
             if match is None:
                 continue
-            hits = list(known.hits(prompt, question, match))
+            hits = list(known.hits(origin, prompt, question, match))
             if known.part == "evaluation":
                 found += [replace(hit, dropped=not self.settings.keep_leaks) for hit in hits]
             elif known.part == "training":
@@ -194,16 +202,16 @@ class Sieve:
             yield row, Question(affixes.strip(turns_of(row.prompt)))
 
     def summary(self) -> dict[str, Any]:
-        """Counts of what was read, met and dropped."""
+        """Counts of what was read, met and dropped of the prompts themselves."""
         dropped = Counter(self._reason_of_each_row())
+        hits = self._own_hits
         return {
             "rows": self.rows[self.settings.prompts],
             "unique_questions": self.unique[self.settings.prompts],
-            "kept": len(self.kept.ids),
+            "kept": self.through[self.settings.prompts],
             "dropped": {part: dropped[part] for part in PARTS},
             "met": {
-                part: dict(Counter(hit.kind for hit in self.hits if hit.part == part))
-                for part in PARTS
+                part: dict(Counter(hit.kind for hit in hits if hit.part == part)) for part in PARTS
             },
             "leaks": {
                 known.source: {
@@ -213,13 +221,17 @@ class Sieve:
                 for known in self.known
                 if known.part == "evaluation"
             },
-            "answers_differ": sum(hit.answers_differ for hit in self.hits),
+            "answers_differ": sum(hit.answers_differ for hit in hits),
             "templates": {source: found.to_dict() for source, found in self.affixes.items()},
         }
 
+    @property
+    def _own_hits(self) -> list[Hit]:
+        return [hit for hit in self.hits if hit.origin == self.settings.prompts]
+
     def _reason_of_each_row(self) -> Iterator[Part]:
         told: set[str] = set()
-        for hit in self.hits:
+        for hit in self._own_hits:
             if hit.dropped and hit.id not in told:
                 told.add(hit.id)
                 yield hit.part
