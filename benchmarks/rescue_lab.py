@@ -1,6 +1,6 @@
 """What cold starts, templates and self-teachers do in the lab, seed by seed.
 
-    nice -n 5 python benchmarks/rescue_lab.py FOLDER --seeds 11 12 13 14 15
+    nice -n 5 python benchmarks/rescue_lab.py FOLDER --seeds 11 12 13 14 31
     python benchmarks/rescue_lab.py FOLDER --table
 
 Models, prompts and finished arms stay in FOLDER; a killed run goes on where it was. Each seed
@@ -88,14 +88,14 @@ class Seed:
                 train_model(student.model, RunningTotal(), training, 1000 * self.seed + index)
                 student.save(models / name)
 
-    def config(self, place: str, student: str | Path, teacher: Any, **sections: Any) -> Config:
+    def config(self, place: str, start: str | Path, taught_by: Any, **sections: Any) -> Config:
         """The settings of an arm; a student by name is one of the seed's models."""
-        path = student if isinstance(student, Path) else self.folder / "models" / student
+        path = start if isinstance(start, Path) else self.folder / "models" / start
         tree: dict[str, Any] = {
             "student": {"path": str(path)},
-            "teacher": {"path": str(self.folder / "models" / teacher)}
-            if isinstance(teacher, str)
-            else teacher,
+            "teacher": {"path": str(self.folder / "models" / taught_by)}
+            if isinstance(taught_by, str)
+            else taught_by,
             "data": {
                 "prompts": str(self.folder / "train.jsonl"),
                 "eval_prompts": str(self.folder / "held.jsonl"),
@@ -149,9 +149,9 @@ class Seed:
         )
         return float(found["accuracy"])
 
-    def distil(self, arm: str, student: str | Path, teacher: Any, **sections: Any) -> Path:
+    def distil(self, arm: str, start: str | Path, taught_by: Any, **sections: Any) -> Path:
         """Train; the last weights, since the best would be chosen on the held-out questions."""
-        config = self.config(f"runs/{arm}", student, teacher, **sections)
+        config = self.config(f"runs/{arm}", start, taught_by, **sections)
         shutil.rmtree(config.run.dir, ignore_errors=True)
         result = train(config)
         assert result.outcome == "finished"
@@ -325,7 +325,7 @@ def main() -> None:
     """Run what is not done, or show what is."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[11, 12, 13, 14, 15])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[11, 12, 13, 14, 31])
     parser.add_argument("--models", type=Path, help="folder of pairs that are made already")
     names = [*EXPERIMENTS, "controls"]
     parser.add_argument("--only", choices=names, nargs="+", default=names)
