@@ -49,9 +49,9 @@ class Hit:
 
     @property
     def answers_differ(self) -> bool:
-        """Whether both have answers, which are not written alike."""
+        """Whether both have answers, which are neither written alike nor equal numbers."""
         own, other = self.answers
-        return own is not None and other is not None and own.strip() != other.strip()
+        return own is not None and other is not None and _plain(own) != _plain(other)
 
     def to_dict(self) -> dict[str, Any]:
         """A line of the report."""
@@ -240,6 +240,13 @@ class Sieve:
 def turns_of(prompt: Prompt) -> str:
     """What the user's side of a prompt says, without the system turn."""
     return prompt.text or "\n\n".join(t.content for t in prompt.messages if t.role != "system")
+
+
+def _plain(answer: str) -> float | str:
+    try:
+        return float(answer)
+    except ValueError:
+        return answer.strip()
 
 
 def _sample(texts: Iterable[str], most: int = LEARN_FROM) -> list[str]:
