@@ -35,7 +35,7 @@ from tutelage.training import train
 
 HELD_OUT = 500
 OPD = 100
-DOSES = (100,)
+DOSES = (100, 250)
 
 
 def further_models() -> dict[str, Training]:
@@ -180,7 +180,7 @@ def run_cold_start(seed: Seed) -> None:
     """Incompatible teacher: with and without imitation, and what equal steps of either give."""
     for name in ("student", "incompatible", "compatible", "dial_0", "dial_10", "dial_50"):
         seed.once(f"start/{name}", lambda name=name: {"accuracy": seed.accuracy(name)})
-    for steps in (OPD, *(OPD + dose for dose in DOSES)):
+    for steps in (OPD, OPD + DOSES[0]):
         arm = f"opd_{steps}"
         seed.once(
             arm,
