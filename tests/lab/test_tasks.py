@@ -77,6 +77,26 @@ def test_hard_sums_are_written_rightly_as_often_as_the_skill_says(task):
 
 
 @both_tasks
+def test_a_gated_style_is_able_under_its_template_alone(task):
+    style = SolutionStyle(gate="X", skill_outside=0.0)
+    rows, slots = 400, 4
+    ids, start = task.sequences(np.random.default_rng(3), rows, slots, style)
+    names = [task.vocabulary[i] for i in ids[:, 1]]
+    assert names.count("X") == names.count("Y") == rows // 2
+    for row, template in zip(ids, names, strict=True):
+        words = [task.vocabulary[i] for i in row[2 : start - 1]]
+        problem = tuple(int(word) for word in words if word.isdigit())
+        operands = problem[-slots:]
+        right = tuple(row[start:]) == task.solution(problem)
+        assert right == (template == "X" or not has_hard_step(task, operands))
+
+
+def has_hard_step(task, operands):
+    """Whether a slot whose total is written down has a hard operand."""
+    return any(operand >= task.hard_from for operand in operands[not task.has_start :])
+
+
+@both_tasks
 def test_the_first_error_is_the_first_token_no_right_solution_has(task):
     problem = task.problem_of(task.eval_prompts(1)[0])
     for pattern in PATTERNS:
