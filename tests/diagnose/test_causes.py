@@ -17,6 +17,7 @@ from planted import (
 )
 
 from tutelage.config import Warned
+from tutelage.ops.intervals import proportion_interval
 from tutelage.signals.history import History
 from tutelage.signals.ranking import RULES, rank, unread, warnings
 
@@ -203,6 +204,20 @@ def test_two_causes_are_both_found_what_is_free_to_know_first():
 def test_a_loss_of_nats_at_the_end_alone_is_a_disagreement_on_ending_without_any_note():
     history = healthy(evaluations=evaluations(**FLAT, **{"stop/reward": -9.0, "reward/mean": -0.7}))
     assert found(history) == {"stop_ids": "medium"}
+
+
+@pytest.mark.parametrize(
+    ("after", "outcome"), [(0.42, "improved"), (0.30, "flat"), (0.22, "flat"), (0.05, "worse")]
+)
+def test_the_outcome_is_judged_by_the_interval_of_the_difference(after, outcome):
+    """.42 beside .22 of 64: their intervals overlap, and their difference is above 0."""
+
+    def judged(right):
+        low, high = proportion_interval([1.0] * round(64 * right) + [0.0] * round(64 * (1 - right)))
+        return {"accuracy": right, "accuracy/low": low, "accuracy/high": high}
+
+    told = [{"kind": "eval", "step": i, **judged(x)} for i, x in ((0, 0.22), (20, after))]
+    assert History(config=config(), steps=steps(), evaluations=told).outcome == outcome
 
 
 def test_the_outcome_without_a_verifier_is_that_of_the_divergence():

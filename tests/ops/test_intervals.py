@@ -8,6 +8,7 @@ import pytest
 
 from tutelage.ops.intervals import (
     difference_interval,
+    hybrid_interval,
     independent_difference_interval,
     proportion_interval,
     ratio_interval,
@@ -54,6 +55,13 @@ def test_interval_of_an_accuracy_covers_exactly_by_enumeration(questions, p):
         if low <= p <= high:
             covered += math.comb(questions, right) * p**right * (1 - p) ** (questions - right)
     assert 0.92 <= covered <= 0.98
+
+
+def test_the_interval_of_two_proportions_is_that_of_newcombes_example():
+    """56 of 70 against 48 of 80, method 10 of Newcombe (1998), table II."""
+    one, other = [1.0] * 56 + [0.0] * 14, [1.0] * 48 + [0.0] * 32
+    sides = [(sum(xs) / len(xs), *proportion_interval(xs)) for xs in (one, other)]
+    assert hybrid_interval(*sides) == pytest.approx((0.0524, 0.3339), abs=2e-4)
 
 
 @pytest.mark.parametrize("shared", [0.0, 0.6])

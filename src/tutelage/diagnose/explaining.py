@@ -208,7 +208,7 @@ def _what_happened(h: History) -> str:
     steps = f"{len(h.steps)} steps"
     words = {
         "improved": "the student became better",
-        "flat": "the student did not become better",
+        "flat": "the student did not plainly become better",
         "worse": "the student became worse",
         "unknown": "what became of the student was not recorded",
     }

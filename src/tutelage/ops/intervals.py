@@ -76,17 +76,31 @@ def ratio_interval(totals: Sequence[float], counts: Sequence[float]) -> tuple[fl
     return float(ratio - half), float(ratio + half)
 
 
-def _hybrid(first: Sequence[float], second: Sequence[float], shared: float) -> tuple[float, float]:
-    (low1, high1), (low2, high2) = proportion_interval(first), proportion_interval(second)
-    mean1, mean2 = fmean(first), fmean(second)
+def hybrid_interval(
+    first: tuple[float, float, float], second: tuple[float, float, float], shared: float = 0.0
+) -> tuple[float, float]:
+    """Interval for first - second from each one's (value, low, high), by Newcombe's square-and-add.
+
+    `shared` is their correlation. 0 is right for independent values, and too wide for values that
+    rise together, such as accuracies on the same questions.
+    """
+    (value1, low1, high1), (value2, low2, high2) = first, second
 
     def width(one: float, other: float) -> float:
         return math.sqrt(max(0.0, one**2 - 2 * shared * one * other + other**2))
 
-    difference = mean1 - mean2
+    difference = value1 - value2
     return (
-        difference - width(mean1 - low1, high2 - mean2),
-        difference + width(high1 - mean1, mean2 - low2),
+        difference - width(value1 - low1, high2 - value2),
+        difference + width(high1 - value1, value2 - low2),
+    )
+
+
+def _hybrid(first: Sequence[float], second: Sequence[float], shared: float) -> tuple[float, float]:
+    return hybrid_interval(
+        (fmean(first), *proportion_interval(first)),
+        (fmean(second), *proportion_interval(second)),
+        shared,
     )
 
 

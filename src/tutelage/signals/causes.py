@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from tutelage.ops.intervals import hybrid_interval
 from tutelage.signals.guards import Signal
 from tutelage.signals.history import History
 
@@ -82,10 +83,16 @@ def number(value: float) -> str:
     return f"{value:.3g}"
 
 
+def ability_gap(h: History) -> tuple[float, float] | None:
+    """Interval of the teacher's accuracy, as it reads the prompts here, minus the student's."""
+    theirs, own = h.measured("teacher/accuracy", h.begin), h.measured("accuracy", h.begin)
+    return None if theirs is None or own is None else hybrid_interval(theirs, own)
+
+
 def teacher_is_no_better(h: History) -> bool:
     """Whether the teacher, as it reads the prompts here, is not plainly above the student."""
-    theirs, own = h.interval("teacher/accuracy", h.begin), h.interval("accuracy", h.begin)
-    return theirs is not None and own is not None and theirs[0] <= own[1]
+    gap = ability_gap(h)
+    return gap is not None and gap[0] <= 0
 
 
 def runs_on(h: History) -> bool:
@@ -106,8 +113,8 @@ def claimed_accuracy(h: History) -> float | None:
 
 def sure_and_wrong(h: History) -> float | None:
     """What the teacher claims, where it is far above what it solves."""
-    claimed, theirs = claimed_accuracy(h), h.interval("teacher/accuracy", h.begin)
-    if claimed is None or theirs is None or claimed <= theirs[1] + SURE_AND_WRONG:
+    claimed, theirs = claimed_accuracy(h), h.measured("teacher/accuracy", h.begin)
+    if claimed is None or theirs is None or claimed <= theirs[2] + SURE_AND_WRONG:
         return None
     return claimed
 

@@ -11,6 +11,7 @@ from tutelage.signals.causes import (
     Cause,
     Confidence,
     abilities,
+    ability_gap,
     lengths,
     number,
     outcome,
@@ -70,13 +71,13 @@ def learning_rate(h: History) -> Cause | None:
 def no_new_knowledge(h: History) -> Cause | None:
     """The teacher knows nothing that the student does not."""
     informative = h.at_start("sequence_reward/auroc")
-    theirs, own = h.interval("teacher/accuracy", h.begin), h.interval("accuracy", h.begin)
+    gap = ability_gap(h)
     cut = (h.at_start("teacher/truncated") or 0.0) > TEACHER_CUT
-    weaker = theirs is not None and own is not None and theirs[1] < own[0] and not cut
+    weaker = gap is not None and gap[1] < 0 and not cut
     confidence: Confidence
     if weaker:
         confidence = "high"
-    elif theirs is not None and not cut:
+    elif gap is not None and not cut:
         if not teacher_is_no_better(h) or (informative or 0.0) > KNOWS_LITTLE:
             return None
         confidence = "high" if informative is not None and informative < KNOWS_NOTHING else "medium"
@@ -115,13 +116,13 @@ def thinking_pattern(h: History) -> Cause | None:
     mass, divergence = h.at_start("overlap/mass_student"), h.at_start("kl/reverse")
     if mass is None:
         return None
-    theirs, own = h.interval("teacher/accuracy", h.begin), h.interval("accuracy", h.begin)
-    able = theirs is not None and own is not None and theirs[0] > own[1]
+    gap = ability_gap(h)
+    able = gap is not None and gap[0] > 0
     far = divergence is not None and divergence > FAR
     confidence: Confidence
     if mass < FOREIGN_MASS:
         confidence = "high" if able and h.was_hurt else "medium"
-        if theirs is not None and not able:
+        if gap is not None and not able:
             confidence = "low"
     elif able and far and h.outcome == "worse":
         confidence = "medium"

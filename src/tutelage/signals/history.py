@@ -8,6 +8,7 @@ from statistics import fmean, median, pvariance
 from typing import Any, Literal
 
 from tutelage.config import Config
+from tutelage.ops.intervals import hybrid_interval
 from tutelage.signals.guards import Records
 
 Outcome = Literal["improved", "flat", "worse", "unknown"]
@@ -81,11 +82,13 @@ class History:
         windows = [values[i : i + WINDOW] for i in range(len(values) - WINDOW + 1)]
         return max(map(median, windows)) if windows else None
 
-    def interval(self, key: str, record: Mapping[str, Any] | None) -> tuple[float, float] | None:
-        """Ends of a recorded interval."""
+    def measured(
+        self, key: str, record: Mapping[str, Any] | None
+    ) -> tuple[float, float, float] | None:
+        """A recorded value with the ends of its interval."""
         if record is None or f"{key}/low" not in record:
             return None
-        return float(record[f"{key}/low"]), float(record[f"{key}/high"])
+        return float(record[key]), float(record[f"{key}/low"]), float(record[f"{key}/high"])
 
     @property
     def begin(self) -> Mapping[str, Any] | None:
@@ -102,11 +105,12 @@ class History:
     def outcome(self) -> Outcome:
         """What became of the student: by its accuracy, else by the reverse KL."""
         before, after = self.begin, self.end
-        first, last = self.interval("accuracy", before), self.interval("accuracy", after)
+        first, last = self.measured("accuracy", before), self.measured("accuracy", after)
         if first and last:
-            if last[0] > first[1]:
+            low, high = hybrid_interval(last, first)
+            if low > 0:
                 return "improved"
-            return "worse" if last[1] < first[0] else "flat"
+            return "worse" if high < 0 else "flat"
         began, ended = self.at_start("kl/reverse"), self.last("kl/reverse")
         if began is None or ended is None or len(self.steps) < 2 * WINDOW:
             return "unknown"

@@ -9,6 +9,7 @@ from tutelage.signals.causes import (
     Cause,
     Confidence,
     abilities,
+    ability_gap,
     cuts,
     first_token_ratio,
     lengths,
@@ -202,11 +203,11 @@ def broken_teacher(h: History) -> Cause | None:
             f"at step {step} the reverse KL rose by {JUMP:g} times or more, while the student "
             "hardly moved: another model may answer since"
         )
-    theirs, own = h.interval("teacher/accuracy", h.begin), h.interval("accuracy", h.begin)
+    theirs, gap = h.measured("teacher/accuracy", h.begin), ability_gap(h)
     truncated = h.at_start("teacher/truncated") or 0.0
     mass = h.at_start("overlap/mass_student")
     foreign = mass is not None and mass < 0.8
-    if theirs and own and theirs[1] < min(SOLVES_NOTHING, own[0]):
+    if theirs and gap and theirs[2] < SOLVES_NOTHING and gap[1] < 0:
         if truncated < TEACHER_CUT or foreign:
             confidence = "high"
         evidence += abilities(h)
