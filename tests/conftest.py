@@ -27,6 +27,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=str(Path(__file__).parents[2] / "shared" / "data"),
         help="folder with the real question sets",
     )
+    parser.addoption(
+        "--screenshots",
+        default=str(Path(__file__).parents[1] / "build" / "screenshots"),
+        help="folder for pictures of the pages that tests open in a browser",
+    )
 
 
 @pytest.fixture(scope="session")
