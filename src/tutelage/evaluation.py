@@ -16,7 +16,7 @@ from tutelage.models.compatibility import require_context
 from tutelage.models.local import load_model
 from tutelage.models.served.teacher import load_served_teacher
 from tutelage.ops.intervals import pass_at_k, proportion_interval
-from tutelage.runs.directory import full_disk_told, replace_text, to_json
+from tutelage.runs.directory import full_disk_told, output_file, replace_text, to_json
 from tutelage.types import RenderedPrompt, Rollout, SamplingParams
 
 
@@ -142,7 +142,7 @@ def evaluate_model(
     """
     drawing = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens}
     section(EvaluationConfig, {"samples": samples, **drawing}, "eval")
-    path = None if output is None else _output_file(output)
+    path = None if output is None else output_file(output)
     if any(not 1 <= k <= samples for k in ks):
         raise UsageError(f"pass@k needs 1 <= k <= samples, got k {list(ks)} of {samples} samples")
     prompts = load_prompts(data.prompts)
@@ -171,18 +171,6 @@ def evaluate_model(
         with full_disk_told(path):
             write_questions(evaluation, path)
     return record
-
-
-def _output_file(output: str | Path) -> Path:
-    """A file that can be written, known before hours of sampling."""
-    path = Path(output)
-    if path.is_dir():
-        raise UsageError(f"output {path} is a directory; give the name of a file in it")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"output {path} cannot be written: {error.strerror}") from None
-    return path
 
 
 def write_questions(evaluation: Evaluation, path: Path) -> None:

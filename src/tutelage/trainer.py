@@ -23,7 +23,6 @@ from tutelage.config import (
     CurriculumPolicy,
     FixedAdvantage,
     LowerWeightPolicy,
-    OptimizerConfig,
     PassRatePrompt,
     ProbeConfig,
     ProbePolicy,
@@ -54,9 +53,9 @@ from tutelage.metrics import (
 )
 from tutelage.models.average import FILE as AVERAGE
 from tutelage.models.checkpoints import keep_pinned, pin_models
-from tutelage.models.local import LocalModel
 from tutelage.models.served.student import ServedStudent
 from tutelage.ops.sampling import uniforms
+from tutelage.optimizing import learning_rate, make_optimizer, take_step
 from tutelage.publishing import STUDENT, Finished, model_card, write_student
 from tutelage.runs.checkpoints import (
     Checkpoint,
@@ -746,46 +745,3 @@ class Trainer:
         """Whether the time of this sitting is spent."""
         hours = self.config.run.max_hours
         return hours is not None and time.monotonic() - self.started >= 3600 * hours
-
-
-def make_optimizer(student: LocalModel, settings: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW over everything in the student that learns."""
-    return torch.optim.AdamW(
-        student.model.parameters(),
-        lr=settings.lr,
-        betas=settings.betas,
-        weight_decay=settings.weight_decay,
-    )
-
-
-def take_step(
-    optimizer: torch.optim.Optimizer,
-    student: LocalModel,
-    loss: float,
-    *,
-    lr: float,
-    grad_clip: float,
-) -> tuple[float, bool]:
-    """Clip, move the weights, drop the gradient; its norm, and whether the step was applied.
-
-    A loss or gradient that is not finite is not applied.
-    """
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    norm = torch.nn.utils.clip_grad_norm_(student.model.parameters(), grad_clip).item()
-    applied = math.isfinite(norm) and math.isfinite(loss)
-    if applied:
-        optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return norm, applied
-
-
-def learning_rate(settings: OptimizerConfig, step: int, steps: int) -> float:
-    """The learning rate of step `step` (from 0) of `steps`."""
-    warm_up = settings.warmup_steps
-    if step < warm_up:
-        return settings.lr * (step + 1) / warm_up
-    if settings.schedule == "constant":
-        return settings.lr
-    done = (step - warm_up) / max(1, steps - warm_up)
-    return settings.lr * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))

@@ -14,8 +14,9 @@ from tutelage.config import Config, OptimizerConfig
 from tutelage.credit import token_shares
 from tutelage.errors import CheckpointError, GuardStop, UsageError
 from tutelage.gradient import accumulate
+from tutelage.optimizing import learning_rate
 from tutelage.runs.checkpoints import newest_checkpoint
-from tutelage.trainer import Trainer, learning_rate
+from tutelage.trainer import Trainer
 from tutelage.training import train
 
 

@@ -20,14 +20,13 @@ from tutelage.config import (
     Objective,
     PromptFormat,
     dump_config,
-    load_config,
 )
 from tutelage.data.prompts import load_prompts
 from tutelage.data.render import render
 from tutelage.data.verify import choose_verifier
 from tutelage.errors import DataError, Interrupted, Preempted, UsageError
 from tutelage.models.base import Sampler, Teacher
-from tutelage.models.checkpoints import keep_pinned, pin_models
+from tutelage.models.checkpoints import pin_models
 from tutelage.models.compatibility import require_context, require_same_tokens, share_vocabulary
 from tutelage.models.local import LocalModel, load_model
 from tutelage.models.served.student import serve_student
@@ -37,13 +36,13 @@ from tutelage.runs.directory import (
     create_run,
     environment,
     full_disk_told,
-    open_run,
     replace_text,
     reserve_run,
     to_json,
 )
 from tutelage.runs.interrupts import Interrupts
 from tutelage.runs.ledger import Ledger
+from tutelage.runs.resuming import reopen
 from tutelage.session import load_teacher, model_paths
 
 Observer = Callable[[dict[str, Any]], None]
@@ -71,14 +70,8 @@ def align(
         raise UsageError("--resume continues and --overwrite deletes; give one of them")
     with full_disk_told(output):
         if resume:
-            folder = open_run(output).path
-            saved = load_config(folder / "config.yaml")
-            config = keep_pinned(config, saved)
-            if saved != config:
-                raise UsageError(
-                    f"--resume continues with the settings in {folder / 'config.yaml'}, and these "
-                    "differ; leave them as they were, or choose another --output"
-                )
+            run, config = reopen(output, config)
+            folder = run.path
             bench = prepare_bench(config)
             if (folder / "tree.json").exists():
                 tree = load_tree(folder, {p.prompt.id: p.prompt for p in bench.prompts})

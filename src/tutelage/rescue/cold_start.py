@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tutelage.config import Config, dump_config, load_config
+from tutelage.config import Config, dump_config
 from tutelage.data.verify import Verify, choose_verifier
 from tutelage.diagnose.checking import check
 from tutelage.errors import DataError, Interrupted, Preempted, UsageError
-from tutelage.models.checkpoints import keep_pinned, pin_models
+from tutelage.models.checkpoints import pin_models
 from tutelage.models.compatibility import require_context
 from tutelage.models.facts import Facts, disagreements, facts_of
 from tutelage.ops.intervals import difference_interval
@@ -26,7 +26,6 @@ from tutelage.runs.directory import (
     create_run,
     environment,
     full_disk_told,
-    open_run,
     read_json,
     read_lines,
     replace_text,
@@ -35,6 +34,7 @@ from tutelage.runs.directory import (
 )
 from tutelage.runs.interrupts import Interrupts
 from tutelage.runs.ledger import Ledger
+from tutelage.runs.resuming import reopen
 from tutelage.session import digest, load_teacher, split_prompts
 from tutelage.trainer import Observer
 from tutelage.training import TrainResult, train
@@ -153,14 +153,7 @@ def _begin(
 ) -> tuple[Run, Config, list[RenderedPrompt], Verify | None]:
     """The directory, the settings, the questions and who judges; refuses what cannot work."""
     if resume:
-        run = open_run(output)
-        saved = load_config(run.path / "config.yaml")
-        config = keep_pinned(config, saved)
-        if saved != config:
-            raise UsageError(
-                f"--resume continues with the settings in {run.path / 'config.yaml'}, and these "
-                "differ; leave them as they were, or choose another --output"
-            )
+        run, config = reopen(output, config)
         asked, verify = _questions(config)
         if read_json(run.path / "data.json") != {"questions": digest(asked)}:
             raise UsageError(

@@ -12,12 +12,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from tutelage.config import Config, dump_config, load_config, parse_config
+from tutelage.config import Config, dump_config, parse_config
 from tutelage.errors import CheckpointError, Interrupted, Preempted, UsageError
 from tutelage.evaluation import evaluate
 from tutelage.gradient import measure
 from tutelage.metrics import overlap_k
-from tutelage.models.checkpoints import keep_pinned, pin_models
+from tutelage.models.checkpoints import pin_models
 from tutelage.ops.intervals import mean_interval
 from tutelage.rescue.cold_start import cold_start
 from tutelage.runs.checkpoints import saved_steps
@@ -25,12 +25,12 @@ from tutelage.runs.directory import (
     create_run,
     environment,
     full_disk_told,
-    open_run,
     replace_text,
     reserve_run,
     to_json,
 )
 from tutelage.runs.ledger import Ledger
+from tutelage.runs.resuming import reopen
 from tutelage.session import prepare
 from tutelage.trainer import EVALUATION_STEP, Observer
 from tutelage.training import train
@@ -206,15 +206,8 @@ def _begin(
     config: Config, output: str | Path, resume: bool, overwrite: bool
 ) -> tuple[Path, Config]:
     if resume:
-        folder = open_run(output).path
-        saved = load_config(folder / "config.yaml")
-        config = keep_pinned(config, saved)
-        if saved != config:
-            raise UsageError(
-                f"--resume continues with the settings in {folder / 'config.yaml'}, and these "
-                "differ; leave them as they were, or choose another --output"
-            )
-        return folder, config
+        run, config = reopen(output, config)
+        return run.path, config
     reserve_run(output, overwrite=overwrite)
     config = pin_models(config)
     folder = create_run(output, overwrite=overwrite).path

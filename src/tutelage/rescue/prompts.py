@@ -15,7 +15,7 @@ from tutelage.diagnose.checking import check
 from tutelage.errors import DataError, UsageError
 from tutelage.rescue.scoring import difficulties, mean_scores, score_prompts, select
 from tutelage.rescue.sieve import PARTS, Kept, Sieve
-from tutelage.runs.directory import full_disk_told, replace_text, to_json
+from tutelage.runs.directory import full_disk_told, output_file, replace_text, to_json
 from tutelage.types import Message, Prompt
 
 Observer = Callable[[dict[str, Any]], None]
@@ -74,7 +74,7 @@ def rescue_prompts(
         TutelageError: whatever the user can mend; see `tutelage.errors`.
     """
     started = time.monotonic()
-    path = _output_file(output)
+    path = output_file(output, ".jsonl", ".parquet")
     _require(settings, config, compare)
     sieve = Sieve(settings)
     observer({"kind": "known", "sources": [*settings.evaluation, *settings.against]})
@@ -250,19 +250,6 @@ def _named(item: _Ready, source: str, taken: Container[str] = ()) -> _Ready:
 
 
 # --- files -----------------------------------------------------------------------------------
-
-
-def _output_file(output: str | Path) -> Path:
-    path = Path(output).expanduser()
-    if path.suffix not in (".jsonl", ".parquet"):
-        raise UsageError(f"output {path} must end in .jsonl or .parquet, which `train` reads")
-    if path.is_dir():
-        raise UsageError(f"output {path} is a directory; give the name of a file in it")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"output {path} cannot be written: {error.strerror}") from None
-    return path
 
 
 def _require(settings: PromptsRescue, config: Config | None, compare: bool) -> None:

@@ -16,6 +16,7 @@ from tutelage.errors import CheckpointError, GuardStop, Interrupted, Preempted
 from tutelage.gradient import accumulate_likelihood
 from tutelage.models.compatibility import require_context
 from tutelage.models.local import LocalModel, load_student
+from tutelage.optimizing import learning_rate, make_optimizer, take_step
 from tutelage.runs.checkpoints import (
     newest_checkpoint,
     prune,
@@ -25,7 +26,7 @@ from tutelage.runs.checkpoints import (
 )
 from tutelage.runs.directory import Run, finite, read_lines
 from tutelage.runs.interrupts import Interrupts
-from tutelage.trainer import Observer, learning_rate, make_optimizer, take_step
+from tutelage.trainer import Observer
 from tutelage.types import Rollout
 
 _VALIDATIONS = 10

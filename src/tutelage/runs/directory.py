@@ -132,6 +132,24 @@ def open_run(path: str | Path) -> Run:
     return Run(folder)
 
 
+def output_file(output: str | Path, *suffixes: str) -> Path:
+    """A file that can be written, known before hours of work; `suffixes` are those it may have.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    path = Path(output).expanduser()
+    if suffixes and path.suffix not in suffixes:
+        raise UsageError(f"output {path} must end in {' or '.join(suffixes)}")
+    if path.is_dir():
+        raise UsageError(f"output {path} is a directory; give the name of a file in it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"output {path} cannot be written: {error.strerror}") from None
+    return path
+
+
 def environment() -> dict[str, Any]:
     """Machine and versions, as kept beside the results."""
     versions: dict[str, str] = {}
