@@ -17,19 +17,53 @@ from tutelage.errors import UsageError, did_you_mean
 _PRESETS = Path(__file__).parents[1] / "presets"
 
 
+_MOST_CHARACTERS = 2**20
+_MOST_VALUES = 20_000
+_FAULTS = 20  # told at once
+
+
 class _StrictLoader(yaml.SafeLoader):
     """Safe YAML in which a key that stands twice is an error.
 
-    Dates and numbers to the base of 60 (`12:30`) are text: no setting is one.
+    Dates and numbers to the base of 60 (`12:30`) are text: no setting is one. Aliases (`*name`)
+    count as often as they stand, so a few lines cannot grow to fill the memory.
     """
+
+    def get_single_node(self) -> yaml.Node | None:
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None and _values(node, {}) > _MOST_VALUES:
+            raise UsageError(f"it comes to more than {_MOST_VALUES:,} values; no settings do")
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            line = node.start_mark.line + 1
-            raise UsageError(f"key {twice!r} stands twice in the block at line {line}; keep one")
-        return super().construct_mapping(node, deep)
+        mapping = super().construct_mapping(node, deep)  # knows which keys cannot be any
+        seen: set[Hashable] = set()
+        for key in keys:
+            if key in seen:
+                line = node.start_mark.line + 1
+                raise UsageError(f"key {key!r} stands twice in the block at line {line}; keep one")
+            seen.add(key)
+        return mapping
+
+
+def _values(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node is, with what its aliases stand for.
+
+    Raises:
+        UsageError: it holds itself.
+    """
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = 0  # until it is counted
+        parts = node.value
+        if isinstance(node, yaml.MappingNode):
+            parts = [part for pair in node.value for part in pair]
+        known[id(node)] = 1 + sum(_values(part, known) for part in parts)
+    elif not known[id(node)]:
+        raise UsageError(f"the value at line {node.start_mark.line + 1} holds itself")
+    return known[id(node)]
 
 
 # Patterns of PyYAML without the forms to the base of 60.
@@ -49,6 +83,11 @@ _StrictLoader.yaml_implicit_resolvers = {
 
 
 def _parse_yaml(text: str, origin: str) -> Any:
+    if len(text) > _MOST_CHARACTERS:
+        raise UsageError(
+            f"{origin} has {len(text):,} characters, and settings have {_MOST_CHARACTERS:,} at "
+            "most; is it another file?"
+        )
     try:
         return yaml.load(text, Loader=_StrictLoader)
     except UsageError as error:
@@ -150,7 +189,10 @@ def section(
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        faults = [_explain(fault, kind) for fault in error.errors()]
+        told = error.errors()
+        faults = [_explain(fault, kind) for fault in told[:_FAULTS]]
+        if len(told) > _FAULTS:
+            faults.append(f"and {len(told) - _FAULTS} faults more")
         raise UsageError(f"{origin}: " + "\n".join(faults)) from None
 
 

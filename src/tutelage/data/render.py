@@ -9,7 +9,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import cache
-from pathlib import Path
 from typing import cast
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -18,6 +17,7 @@ from tutelage.config import PLACE, PromptFormat
 from tutelage.data.worker_pool import WorkerPool
 from tutelage.errors import DataError, UsageError
 from tutelage.models.facts import own_template
+from tutelage.paths import usable_path
 from tutelage.types import Message, Prompt, RenderedPrompt
 
 DEADLINE_S = 10.0
@@ -194,7 +194,7 @@ def chat_template(
 
 @cache
 def _foreign_template(source: str, role: str) -> str:
-    path = Path(source).expanduser()
+    path = usable_path(source, f"{role}.chat_template")
     found: str | None = None
     try:
         if path.is_dir():

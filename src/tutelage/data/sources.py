@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from tutelage.errors import DataError, MachineError, ServerError, UsageError, did_you_mean
+from tutelage.paths import usable_path
 
 REASONING_GYM = "reasoning_gym:"
 HUB = "hub:"
@@ -48,7 +49,7 @@ def stream_rows(source: str) -> Iterator[Row]:
     elif source.startswith(HUB):
         yield from _from_hub(source)
     else:
-        path = Path(source).expanduser()
+        path = usable_path(source, "prompts file", DataError)
         if not path.is_file():
             raise DataError(f"there is no prompts file {source}{_meant_for_the_hub(source)}")
         yield from _from_file(path)
@@ -143,7 +144,8 @@ def _parquet(path: Path) -> Iterator[Row]:
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path}, row {number}", row
-    except (OSError, pyarrow.ArrowException) as error:
+    # The others come of values that Python has none for, such as days after the year 9999.
+    except (OSError, ValueError, OverflowError, pyarrow.ArrowException) as error:
         raise DataError(f"cannot read prompts file {path}: {error}") from None
 
 
@@ -166,7 +168,7 @@ def _from_hub(source: str) -> list[Row]:
             f"{HUB}{name or 'OWNER/NAME'}@COMMIT; COMMIT is the 40 hexadecimal digits that the "
             "dataset's page shows under Files, History"
         )
-    if Path(name).exists():
+    if usable_path(name, "prompts", DataError).exists():
         raise UsageError(
             f"{source}: there is a local {name} here, which would be read in place of the hub's; "
             f"give a {_FILES} file in it, or start elsewhere"

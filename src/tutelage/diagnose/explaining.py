@@ -7,6 +7,7 @@ from typing import Any
 from tutelage.config import Config, load_config
 from tutelage.diagnose.foreign import read_trl, read_verl, trl_state
 from tutelage.errors import DataError, TutelageError, UsageError
+from tutelage.paths import usable_path
 from tutelage.runs.directory import open_run, read_json, read_lines
 from tutelage.signals.causes import Cause
 from tutelage.signals.history import History
@@ -67,7 +68,7 @@ def explain(run: str | Path) -> Explanation:
         UsageError: nothing that can be explained is there.
         DataError: a record in the middle is damaged.
     """
-    path = Path(run).expanduser()
+    path = usable_path(run, "run")
     if not path.exists():
         raise UsageError(f"{path} does not exist; give a run directory")
     if (path / "config.yaml").is_file():
@@ -143,7 +144,7 @@ def _verdict(path: Path) -> list[str]:
 def static_facts(config: Config) -> dict[str, str]:
     """Where the two models disagree, as far as their folders are still there; no weights."""
     if not all(
-        Path(side.path).expanduser().is_dir() for side in (config.student, config.teacher_model)
+        usable_path(side.path, "model").is_dir() for side in (config.student, config.teacher_model)
     ):
         return {}
     from tutelage.models.facts import disagreements, facts_of  # transformers takes seconds

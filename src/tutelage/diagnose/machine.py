@@ -16,6 +16,7 @@ from packaging.version import Version
 
 from tutelage.config import Config, ModelConfig
 from tutelage.errors import ServerError, TutelageError, UsageError
+from tutelage.paths import usable_path
 from tutelage.planning import plan
 
 GIB = 2**30
@@ -175,7 +176,7 @@ def _needs(config: Config) -> Iterator[Finding]:
     # Weights and AdamW's two moments; the kept ones, the best, the last and the one being written.
     size_of_one = needed.student_bytes + needed.optimizer_bytes
     wanted = size_of_one * (config.run.keep + 3)
-    folder = _existing(Path(config.run.dir).expanduser())
+    folder = _existing(usable_path(config.run.dir, "run.dir"))
     free = shutil.disk_usage(folder).free
     told = f"{wanted / GIB:.2f} GiB of checkpoints, {free / GIB:.1f} GiB free at {folder}"
     short = wanted > free

@@ -13,6 +13,7 @@ from typing import Any
 from tutelage.config import LocalModelConfig, PromptFormat
 from tutelage.config.base import AnySection, Section
 from tutelage.errors import ServerError, UsageError
+from tutelage.paths import usable_path
 
 _WEIGHTS = "model*.safetensors"  # what transformers loads; optimizer states stand beside it
 _ADAPTER, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -178,7 +179,7 @@ def locate(path: str, role: str, revision: str | None = None) -> Path:
         UsageError: neither a directory nor a hub id that exists.
         ServerError: the hub cannot be reached and the model is not in the local cache.
     """
-    folder = Path(path).expanduser()
+    folder = usable_path(path, f"{role} model")
     if folder.is_dir():
         if revision is not None:
             raise UsageError(
@@ -220,7 +221,7 @@ def locate(path: str, role: str, revision: str | None = None) -> Path:
 
 def is_hub_id(path: str) -> bool:
     """Whether `path` means a model on a hub: it is written so, and no directory is there."""
-    return not Path(path).expanduser().is_dir() and HUB_ID.fullmatch(path) is not None
+    return not usable_path(path, "model").is_dir() and HUB_ID.fullmatch(path) is not None
 
 
 def pin_models(config: AnySection) -> AnySection:

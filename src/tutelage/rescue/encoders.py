@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tutelage.errors import MachineError, UsageError
+from tutelage.paths import usable_path
 
 Vectors = npt.NDArray[np.float32]
 Encoder = Callable[[Sequence[str]], Vectors]
@@ -102,7 +103,7 @@ class Neighbours:
 
 
 def _folder(name: str) -> Path:
-    path = Path(name).expanduser()
+    path = usable_path(name, "encoder")
     if path.is_dir():
         return path
     from huggingface_hub import snapshot_download

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.errors import DataError, MachineError, UsageError
+from tutelage.paths import usable_path
 
 _PACKAGES = (
     "tutelage",
@@ -87,7 +88,7 @@ def reserve_run(path: str | Path, *, overwrite: bool = False) -> Run:
     Raises:
         UsageError: the directory exists and must not be replaced.
     """
-    folder = Path(path).expanduser()
+    folder = usable_path(path, "run directory")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if not overwrite:
             raise UsageError(
@@ -126,7 +127,7 @@ def open_run(path: str | Path) -> Run:
     Raises:
         UsageError: there is none at `path`.
     """
-    folder = Path(path).expanduser()
+    folder = usable_path(path, "run directory")
     if not (folder / "config.yaml").is_file():
         raise UsageError(f"{folder} is no run directory: it has no config.yaml")
     return Run(folder)
@@ -138,7 +139,7 @@ def output_file(output: str | Path, *suffixes: str) -> Path:
     Raises:
         UsageError: it cannot.
     """
-    path = Path(output).expanduser()
+    path = usable_path(output, "output")
     if suffixes and path.suffix not in suffixes:
         raise UsageError(f"output {path} must end in {' or '.join(suffixes)}")
     if path.is_dir():

@@ -25,6 +25,7 @@ from tutelage.models.local import LocalModel, quiet_transformers
 from tutelage.models.served.answers import Floats
 from tutelage.models.served.sampling import sample
 from tutelage.models.served.server import Server, probe_sequence
+from tutelage.paths import usable_path
 from tutelage.types import RenderedPrompt, Rollout, SamplingParams
 
 _DRAWS = 3  # tries at rollouts of one policy before a server that changes under us is an error
@@ -186,7 +187,7 @@ def weights_folder(settings: ModelConfig, protected: Mapping[str, str]) -> Path:
         )
     folder = open_folder(server_settings.weights, "student.server.weights")
     for setting, path in protected.items():
-        if folder.path.resolve() == Path(path).expanduser().resolve():
+        if folder.path.resolve() == usable_path(path, setting).resolve():
             raise UsageError(
                 f"student.server.weights is {setting} ({path}), and every step overwrites the "
                 "weights there; start the server on a copy of student.path"

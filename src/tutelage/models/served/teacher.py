@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from tutelage.models.served.cache import ScoreCache
 from tutelage.models.served.sampling import sample
 from tutelage.models.served.server import Capabilities, Fingerprint, Server
 from tutelage.ops.support import isin_rows, top_k_ids
+from tutelage.paths import usable_path
 from tutelage.types import Batch, RenderedPrompt, Rollout, SamplingParams, TokenScores
 
 # Vocabularies of which every log-probability is asked: a larger one would cost megabytes a token.
@@ -329,7 +329,7 @@ def load_served_teacher(settings: ModelConfig, role: str = "teacher") -> ServedT
         fingerprint=fingerprint,
     )
     if settings.server.cache is not None:
-        path = Path(settings.server.cache).expanduser()
+        path = usable_path(settings.server.cache, "server.cache")
         teacher.cache = ScoreCache(path, fingerprint, settings.server.cache_mb)
     return teacher
 
