@@ -184,10 +184,12 @@ def measure(
     micro_batch_size: int,
     overlap_k: int,
     objective: c.Objective | None = None,
+    look: Callable[[Tensor, Tensor, Tensor | TokenScores], None] | None = None,
 ) -> tuple[TokenTable, Tensor]:
     """Per-token metrics of given rollouts in order, and which rollout each token is of.
 
     An `objective` on a support adds what that support holds of the teacher's distribution.
+    `look` is shown all states, chunk by chunk: whose they are [n], log p [n, V], and log q.
     """
     tables, rows = list[TokenTable](), list[Tensor]()
     for start in range(0, len(rollouts), micro_batch_size):
@@ -204,6 +206,8 @@ def measure(
                 metrics = token_losses(objective, p, q, sampled).metrics
                 table |= {key: value.cpu() for key, value in metrics.items()}
             tables.append(table)
+            if look is not None:
+                look(batch.rows[part] + start, p, q)
         rows.append(batch.rows + start)
     return concatenate(tables), torch.cat(rows)
 

@@ -335,27 +335,3 @@ def own_stops(
     masses = stop_masses(student, teacher, ended, stop_ids)
     table = {key.replace("rollout/eos_mass_", "stop/"): mass for key, mass in masses.items()}
     return table | {"stop/reward": torch.where(ended.to(reward.device), reward, torch.nan)}
-
-
-def token_scores(
-    rollout: Rollout, tokens: Sequence[str], table: TokenTable, mine: Tensor
-) -> dict[str, Any]:
-    """A rollout with its `mine` rows of a table, one number a token; undefined is null."""
-    columns = {
-        key: [round(v, 5) if math.isfinite(v) else None for v in values[mine].tolist()]
-        for key, values in table.items()
-    }
-    return {
-        "id": rollout.prompt.id,
-        "index": rollout.index,
-        "policy_step": rollout.policy_step,
-        "question": rollout.prompt.question,
-        "answer": rollout.prompt.answer,
-        "text": rollout.text,
-        "reward": rollout.reward,
-        "finish_reason": rollout.finish_reason,
-        "prompt_ids": list(rollout.prompt_ids),
-        "completion_ids": list(rollout.completion_ids),
-        "tokens": list(tokens),
-        "scores": columns,
-    }

@@ -49,7 +49,6 @@ from tutelage.metrics import (
     summarise_rollouts,
     summarise_sources,
     summarise_tokens,
-    token_scores,
 )
 from tutelage.models.average import FILE as AVERAGE
 from tutelage.models.checkpoints import keep_pinned, pin_models
@@ -84,6 +83,7 @@ from tutelage.session import Session, prepare
 from tutelage.signals.history import History
 from tutelage.signals.ranking import warnings
 from tutelage.timings import Timings, performance
+from tutelage.token_records import LikelyTokens, held_out_weights, listed_tokens, token_scores
 from tutelage.types import RenderedPrompt, Rollout, SamplingParams
 
 Observer = Callable[[Record], None]
@@ -409,7 +409,12 @@ class Trainer:
             step=EVALUATION_STEP,
         )
         seen = self.session.show_siblings(result.rollouts)
-        table, rows = self.measure(self.models, seen)
+        # One rollout each of questions spread over the held-out set, the same at every evaluation.
+        shown = min(len(result.questions), self.config.run.record_rollouts)
+        places = [i * len(result.questions) // shown * samples for i in range(shown)]
+        tokens = sum(len(seen[i].completion_ids) for i in places)
+        likely = LikelyTokens(places, listed_tokens(self.config.run.metrics_k, tokens))
+        table, rows = self.measure(self.models, seen, likely)
         record: Record = {"kind": "eval", "step": self.step}
         record |= result.record(ks=[samples] if samples > 1 else [])
         record |= finite(summarise_tokens(table))
@@ -423,30 +428,31 @@ class Trainer:
         record["perf/eval_s"] = time.monotonic() - started
         self.evaluations[self.step] = record
         write_questions(result, self.run.path / "eval" / f"step-{self.step}.jsonl")
-        # One rollout each of questions spread over the held-out set, the same at every evaluation.
-        shown = min(len(result.questions), self.config.run.record_rollouts)
-        places = [i * len(result.questions) // shown * samples for i in range(shown)]
+        weights = held_out_weights(self.config.objective, result.rollouts, table, rows)
+        columns = table if weights is None else {**table, "weight": weights}
+        tokenizer = self.models.student.tokenizer
         self.run.write_lines(
             f"rollouts/step-{self.step}.jsonl",
-            [self.token_scores(result.rollouts[i], table, rows == i) for i in places],
+            [
+                token_scores(result.rollouts[i], tokenizer, columns, rows == i, likely.of(i))
+                for i in places
+            ],
         )
         self.log(record)
         self.keep_best(record)
         return record
 
-    def measure(self, models: Models, rollouts: Sequence[Rollout]) -> tuple[TokenTable, Tensor]:
+    def measure(
+        self, models: Models, rollouts: Sequence[Rollout], likely: LikelyTokens | None = None
+    ) -> tuple[TokenTable, Tensor]:
         """Per-token metrics of rollouts, and which rollout each token is of."""
         return measure(
             models,
             rollouts,
             micro_batch_size=self.config.optimizer.micro_batch_size,
             overlap_k=self.overlap_k,
+            look=None if likely is None else likely.look,
         )
-
-    def token_scores(self, rollout: Rollout, table: TokenTable, mine: Tensor) -> dict[str, Any]:
-        """A recorded rollout with its token-level scores."""
-        tokens = self.models.student.tokens(rollout.completion_ids)
-        return token_scores(rollout, tokens, table, mine)
 
     def evaluation_params(self) -> SamplingParams:
         """How held-out completions are drawn."""

@@ -149,6 +149,8 @@ def test_resume_continues_to_the_bit(settings, tmp_path, stop_at):
         ]
 
     assert records(resumed) == records(straight)
+    for written in sorted((straight.run / "rollouts").iterdir()):
+        assert (resumed.run / "rollouts" / written.name).read_bytes() == written.read_bytes()
 
 
 def test_resume_skips_a_damaged_checkpoint_and_says_so(settings):

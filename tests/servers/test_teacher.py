@@ -270,6 +270,22 @@ def test_a_served_teacher_needs_no_weights_in_its_folder(settings, serve, gpt2_p
     assert plan(config).teacher_bytes == 0
 
 
+def test_a_run_keeps_what_a_server_lists_and_no_more(settings, serve, gpt2_pair, tmp_path):
+    fake = serve(gpt2_pair[0], max_logprobs=6)  # its head is not padded
+    teacher = {"path": str(gpt2_pair[0]), "server": {"url": fake.url}}
+    changes = {"objective": {"type": "sampled"}, "run": {"steps": 1, "metrics_k": 8}}
+    far = train(settings(**changes, teacher=teacher)).run / "rollouts" / "step-0.jsonl"
+    changes["run"] = {**changes["run"], "dir": str(tmp_path / "near")}
+    near = train(settings(**changes, teacher={"path": str(gpt2_pair[0])})).run
+    for served_, local in zip(
+        read_jsonl(far), read_jsonl(near / "rollouts" / "step-0.jsonl"), strict=True
+    ):
+        assert served_["likely"]["student"] == local["likely"]["student"]
+        theirs, ours = served_["likely"]["teacher"], local["likely"]["teacher"]
+        assert theirs["ids"] == [ids[:6] for ids in ours["ids"]]
+        assert np.allclose(theirs["logprobs"], [x[:6] for x in ours["logprobs"]], atol=2e-3)
+
+
 # --- in mid-run ------------------------------------------------------------------------------
 
 

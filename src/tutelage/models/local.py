@@ -28,6 +28,7 @@ from tutelage.errors import MachineError, UsageError
 from tutelage.models import lora
 from tutelage.models.checkpoints import open_folder
 from tutelage.models.decoding import decode
+from tutelage.models.tokens import token_text
 from tutelage.ops.logprobs import log_softmax_
 from tutelage.ops.projection import Head
 from tutelage.ops.sampling import uniforms
@@ -224,7 +225,7 @@ class LocalModel:
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """Each token id as the text a reader sees, special tokens included."""
-        return [decode_text(self.tokenizer, [i], special=True) for i in ids]
+        return [token_text(self.tokenizer, i) for i in ids]
 
 
 def load_model(settings: LocalModelConfig, role: str) -> LocalModel:
