@@ -72,12 +72,12 @@ from tutelage.runs.directory import (
     environment,
     finite,
     open_run,
-    read_lines,
     replace_text,
     reserve_run,
     to_json,
 )
 from tutelage.runs.interrupts import Interrupts
+from tutelage.runs.records import metric_records
 from tutelage.runs.rollouts import rollout_from_json, rollout_to_json
 from tutelage.session import Session, prepare
 from tutelage.signals.history import History
@@ -679,7 +679,7 @@ class Trainer:
         prompts = {p.prompt.id: p.prompt for p in self.session.prompts}
         self.pending = [[rollout_from_json(r, prompts) for r in step] for step in state["pending"]]
         dropped = self.run.truncate_after(self.step)
-        records = list(read_lines(self.run.metrics)) if self.run.metrics.exists() else []
+        records = metric_records(self.run.metrics) if self.run.metrics.exists() else []
         self.steps = [record for record in records if record["kind"] == "train"]
         self.evaluations = {r["step"]: r for r in records if r["kind"] == "eval"}
         self.probes = [record for record in records if record["kind"] == "probe"]

@@ -17,9 +17,12 @@ from tutelage.config import AlignConfig
 from tutelage.errors import DataError, UsageError
 from tutelage.models.local import LocalModel
 from tutelage.ops.alignment.design import allocate, depth_windows, inclusion
-from tutelage.runs.directory import replace_text, to_json
+from tutelage.runs.directory import read_json, replace_text, to_json
 from tutelage.runs.rollouts import rollout_from_json, rollout_to_json
+from tutelage.runs.seals import digest_of, sealed, unsealed
 from tutelage.types import Prompt, Rollout
+
+_PARTS = ("spines.jsonl", "nodes.jsonl")
 
 
 class NoSignal(DataError):
@@ -306,16 +309,28 @@ def save_tree(tree: Tree, folder: Path) -> None:
         ],
     )
     names = ("teachers", "objectives", "natural", "natural_tokens", "expected_tokens")
-    replace_text(
-        folder / "tree.json", json.dumps({name: getattr(tree, name) for name in names}, indent=1)
-    )
+    parts = {name: digest_of((folder / name).read_text(encoding="utf-8")) for name in _PARTS}
+    content = {"parts": parts, **{name: getattr(tree, name) for name in names}}
+    replace_text(folder / "tree.json", json.dumps(sealed(content), indent=1))
 
 
 def load_tree(folder: Path, prompts: Mapping[str, Prompt]) -> Tree:
-    """The tree that `save_tree` wrote."""
+    """The tree that `save_tree` wrote.
+
+    Raises:
+        DataError: a file of it was changed since.
+        UsageError: a file is missing, or the prompts are others.
+    """
+    content = unsealed(read_json(folder / "tree.json"), str(folder / "tree.json"))
+    parts = content.pop("parts")
     spines: dict[str, Spine] = {}
     squares: dict[str, ndarray] = {}
-    for record in _read(folder / "spines.jsonl"):
+    for record in _read(folder / "spines.jsonl", parts):
+        if record["prompt"] not in prompts:
+            raise UsageError(
+                f"{folder} rolls out from answers to the prompt {record['prompt']!r}, which the "
+                "prompts no longer hold; restore them, or start anew with another --output"
+            )
         weight, views = record.pop("weight"), record.pop("views")
         square = _array(record.pop("squares"))
         spine = Spine(
@@ -327,7 +342,7 @@ def load_tree(folder: Path, prompts: Mapping[str, Prompt]) -> Tree:
     nodes: list[State] = []
     rollouts: list[tuple[int, ...]] = []
     outcomes: list[tuple[float | None, ...]] = []
-    for record in _read(folder / "nodes.jsonl"):
+    for record in _read(folder / "nodes.jsonl", parts):
         rollouts.append(tuple(record.pop("rollouts")))
         outcomes.append(tuple(record.pop("settled")))
         for name in ("p", "q", "moves"):
@@ -335,7 +350,6 @@ def load_tree(folder: Path, prompts: Mapping[str, Prompt]) -> Tree:
         for name in ("children", "teacher_entropies"):
             record[name] = tuple(record[name])
         nodes.append(State(**record))
-    content = json.loads((folder / "tree.json").read_text(encoding="utf-8"))
     for name in ("teachers", "objectives"):
         content[name] = tuple(content[name])
     return Tree(
@@ -352,8 +366,14 @@ def _write(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     replace_text(path, "".join(to_json(record) + "\n" for record in records))
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def _read(path: Path, digests: Mapping[str, str]) -> list[dict[str, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is damaged: {error}") from None
+    if digest_of(text) != digests[path.name]:
+        raise DataError(f"{path} is damaged: its content is not what was written")
+    return [json.loads(line) for line in text.split("\n") if line]
 
 
 def _listed(values: ndarray) -> Any:

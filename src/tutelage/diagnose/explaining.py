@@ -1,14 +1,16 @@
 """The verb `explain`: why did this run do what it did?"""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tutelage.config import Config, load_config
 from tutelage.diagnose.foreign import read_trl, read_verl, trl_state
-from tutelage.errors import DataError, TutelageError, UsageError
+from tutelage.errors import TutelageError, UsageError
 from tutelage.paths import usable_path
-from tutelage.runs.directory import open_run, read_json, read_lines
+from tutelage.runs import records as kept
+from tutelage.runs.directory import open_run
 from tutelage.signals.causes import Cause
 from tutelage.signals.history import History
 from tutelage.signals.ranking import rank, unread
@@ -94,11 +96,11 @@ def read_history(path: Path) -> tuple[History, list[str]]:
     run = open_run(path)
     notes: list[str] = []
     config = load_config(run.path / "config.yaml")
-    records = _records(run.metrics, notes)
+    records = _records(run.metrics, kept.metric_records, notes)
     if not records:
         raise UsageError(f"{run.metrics} holds no record yet; let the run take a step")
     evaluations = [record for record in records if record.get("kind") == "eval"]
-    events = _records(run.events, notes)
+    events = _records(run.events, kept.event_records, notes)
     noted = {
         event["event"]: str(event.get("text", "")).split("; ")[0]
         for event in events
@@ -108,13 +110,17 @@ def read_history(path: Path) -> tuple[History, list[str]]:
     notes += _verdict(run.path / "check.json")
     shown = sorted({record["step"] for record in evaluations})
     first, last = (shown[0], shown[-1]) if shown else (0, 0)
+
+    def rollouts(step: int) -> list[dict[str, Any]]:
+        return _records(run.path / f"rollouts/step-{step}.jsonl", kept.rollout_records, notes)
+
     history = History(
         config=config,
         steps=[record for record in records if record.get("kind") == "train"],
         evaluations=evaluations,
-        positions=_records(run.path / "positions.jsonl", notes),
-        rollouts=_records(run.path / f"rollouts/step-{first}.jsonl", notes),
-        last_rollouts=_records(run.path / f"rollouts/step-{last}.jsonl", notes),
+        positions=_records(run.path / "positions.jsonl", kept.position_records, notes),
+        rollouts=rollouts(first),
+        last_rollouts=rollouts(last),
         noted=noted,
     )
     return history, notes
@@ -124,7 +130,7 @@ def _other_model(path: Path, config: Config) -> dict[str, str]:
     """What the teacher's server says it serves, where it calls it otherwise than the settings."""
     if not path.is_file():
         return {}
-    told = read_json(path).get("teacher", {}).get("root")
+    told = (kept.server_records(path).get("teacher") or {}).get("root")
     if not told or Path(told).name == Path(config.teacher_model.path).name:
         return {}
     return {
@@ -136,7 +142,7 @@ def _verdict(path: Path) -> list[str]:
     """What `check` said before training."""
     if not path.is_file():
         return []
-    found = read_json(path)
+    found = kept.check_record(path)
     reasons = [reason["text"] for reason in found.get("reasons", ())][:1]
     return [": ".join([f"before training, check said {found['verdict']}", *reasons])]
 
@@ -235,7 +241,9 @@ def _lower(text: str) -> str:
     return text[:1].lower() + text[1:]
 
 
-def _records(path: Path, notes: list[str]) -> list[dict[str, Any]]:
+def _records(
+    path: Path, read: Callable[[Path], list[dict[str, Any]]], notes: list[str]
+) -> list[dict[str, Any]]:
     """Whole records of a file; an unfinished last line is left out, and said so."""
     if not path.is_file():
         if path.parent.name != "rollouts":
@@ -247,8 +255,4 @@ def _records(path: Path, notes: list[str]) -> list[dict[str, Any]]:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
     if content and not content.endswith(b"\n"):
         notes.append(f"{path.name} ends in the middle of a line; read up to the record before")
-    records = list(read_lines(path))
-    for number, record in enumerate(records, 1):
-        if not isinstance(record, dict):
-            raise DataError(f"{path}, line {number} is no record but {type(record).__name__}")
-    return records
+    return read(path)

@@ -75,10 +75,16 @@ class Run:
         dropped = 0
         for path in (self.metrics, self.path / "positions.jsonl"):
             if path.exists():
-                records = list(read_lines(path))
-                kept = [record for record in records if record["step"] <= step]
-                dropped += len(records) - len(kept)
-                self.write_lines(path.name, kept)
+                kept: list[bytes] = []
+                lines = path.read_bytes().split(b"\n")
+                for number, record in enumerate(read_lines(path)):
+                    if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+                        raise DataError(f"{path}, line {number + 1} is damaged: it names no step")
+                    if record["step"] <= step:
+                        kept.append(lines[number] + b"\n")
+                    else:
+                        dropped += 1
+                replace_text(path, b"".join(kept).decode())
         return dropped
 
 
@@ -203,8 +209,8 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             if not line.endswith(b"\n"):
                 return
             try:
-                yield json.loads(line)
-            except ValueError as error:
+                yield json.loads(line.decode())
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"{path}, line {number} is damaged: {error}") from None
 
 

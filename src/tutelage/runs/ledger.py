@@ -6,13 +6,15 @@ from typing import Any
 
 from tutelage.errors import DataError
 from tutelage.runs.directory import append_line, cut_torn_line, read_lines
+from tutelage.runs.seals import sealed, unsealed
 
 
 class Ledger:
     """An append-only file with one JSON line a finished unit.
 
     A line is written after the unit's work, in one write; a torn last line means
-    that the unit was not finished and is cut off when the ledger is opened.
+    that the unit was not finished and is cut off when the ledger is opened. Each is
+    sealed: one that was changed since is an error, since results would come of it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -21,8 +23,9 @@ class Ledger:
         path.touch()
         cut_torn_line(path)
         self._done: dict[str, dict[str, Any]] = {}
-        for record in read_lines(path):
-            if not isinstance(record, dict) or "unit" not in record:
+        for number, line in enumerate(read_lines(path), 1):
+            record = unsealed(line, f"ledger {path}, line {number}")
+            if not isinstance(record.get("unit"), str):
                 raise DataError(f"ledger {path} has a line without a unit: {record!r:.80}")
             self._done[record["unit"]] = record
 
@@ -49,5 +52,5 @@ class Ledger:
         if unit in self._done:
             raise ValueError(f"unit {unit!r} is in the ledger {self.path} already")
         line = {"unit": unit, **result}
-        append_line(self.path, line)
+        append_line(self.path, sealed(line))
         self._done[unit] = line
