@@ -13,6 +13,7 @@ from typing import Any
 
 from tutelage.errors import DataError, UsageError
 from tutelage.runs.directory import read_lines
+from tutelage.runs.records import LARGEST
 from tutelage.signals.history import History
 
 TRL_KEYS = {
@@ -70,7 +71,7 @@ def read_trl(path: Path) -> tuple[History, list[str]]:
             f"{path} has no log_history; it is not the state of a transformers Trainer"
         )
     # The last entry of a finished run sums it up, and entries of evaluations begin with eval_.
-    logged = [entry for entry in history if "loss" in entry and "step" in entry]
+    logged = [entry for entry in history if "loss" in entry and _is_number(entry.get("step"))]
     return _history(logged, TRL_KEYS, path, "TRL")
 
 
@@ -82,13 +83,14 @@ def read_verl(path: Path) -> tuple[History, list[str]]:
     """
     records = list(read_lines(path))
     if not records or not all(
-        isinstance(r, dict) and isinstance(r.get("data"), dict) and "step" in r for r in records
+        isinstance(r, dict) and isinstance(r.get("data"), dict) and _is_number(r.get("step"))
+        for r in records
     ):
         raise UsageError(
             f"{path} is no file of verl's metrics: its lines are not of the form "
             '{"step": .., "data": {..}}'
         )
-    flat = [{"step": r["step"], **r["data"]} for r in records]
+    flat = [{**r["data"], "step": r["step"]} for r in records]
     history, notes = _history(flat, VERL_KEYS, path, "verl")
     if not path.read_bytes().endswith(b"\n"):
         notes.append(f"{path.name} ends in the middle of a line; read up to the record before")
@@ -112,4 +114,5 @@ def _history(
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether it can be reckoned with: NaN, which these libraries write, is a value not known."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST

@@ -4,7 +4,7 @@ What is written here is always so shaped; what is read may have been edited, cut
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
@@ -12,6 +12,9 @@ from tutelage.errors import DataError
 from tutelage.runs.directory import read_json, read_lines
 
 Record = dict[str, Any]
+LARGEST = 1e100
+"""No metric is larger; sums and squares of larger ones overflow."""
+_Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
 
 
 class _Strict(BaseModel):
@@ -23,7 +26,7 @@ class _Strict(BaseModel):
 class _Metrics(_Strict):
     """A line of metrics.jsonl: all values are numbers, but for these."""
 
-    __pydantic_extra__: dict[str, float | bool]
+    __pydantic_extra__: dict[str, _Number | bool]
     kind: str
     step: NonNegativeInt
     teacher: str | None = Field(None, alias="alignment/teacher")
@@ -32,8 +35,8 @@ class _Metrics(_Strict):
 
 
 class _Bins(_Strict):
-    __pydantic_extra__: dict[str, list[float | None]]
-    tokens: list[float]
+    __pydantic_extra__: dict[str, list[_Number | None]]
+    tokens: list[Annotated[float, Field(ge=0, le=LARGEST)]]
 
 
 class _Positions(_Strict):
@@ -46,9 +49,9 @@ class _Event(_Strict):
 
 
 class _Scores(_Strict):
-    __pydantic_extra__: dict[str, list[float | None]]
-    teacher_logprob: list[float | None]
-    student_logprob: list[float | None]
+    __pydantic_extra__: dict[str, list[_Number | None]]
+    teacher_logprob: list[_Number | None]
+    student_logprob: list[_Number | None]
 
 
 class _Rollout(_Strict):
