@@ -166,10 +166,13 @@ def read_table(path: str) -> tuple[Tensor, Tensor, Tensor]:
             torch.tensor(content[key], dtype=torch.float32)
             for key in ("positions", "entropies", "weights")
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise UsageError(f"reliability table {path} cannot be read: {error!r}") from None
+    for name, edges in (("positions", positions), ("entropies", entropies)):
+        if edges.dim() != 1 or not (edges.isfinite().all() and (edges.diff() > 0).all()):
+            raise UsageError(f"reliability table {path}: {name} are no rising list of numbers")
     wanted = (len(positions) + 1, len(entropies) + 1)
-    if tuple(table.shape) != wanted or (table < 0).any():
+    if tuple(table.shape) != wanted or not (table.isfinite() & (table >= 0)).all():
         raise UsageError(
             f"reliability table {path} has weights of shape {tuple(table.shape)}; with "
             f"{len(positions)} position and {len(entropies)} entropy edges it must be {wanted}, "

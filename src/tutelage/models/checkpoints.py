@@ -73,7 +73,7 @@ class ModelFolder:
         for file in sorted(self.path.glob(_WEIGHTS)):
             try:
                 shapes |= _header_shapes(file)
-            except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
                 raise UsageError(
                     f"{self.role} model: {file} has no whole safetensors header, so it is "
                     "damaged; copy the model anew"
@@ -94,13 +94,28 @@ class ModelFolder:
     @property
     def vocabulary(self) -> int:
         """Rows of the output head, padding included."""
-        return int(self.config.get("vocab_size", 0))
+        return self.number("vocab_size") or 0
 
     @property
     def width(self) -> int:
         """Numbers in a hidden state."""
-        names = ("hidden_size", "n_embd", "d_model")
-        return next((int(self.config[name]) for name in names if self.config.get(name)), 0)
+        return self.number("hidden_size", "n_embd", "d_model") or 0
+
+    def number(self, *names: str) -> int | None:
+        """The first of these that config.json gives; None where it gives none of them.
+
+        Raises:
+            UsageError: it is no count.
+        """
+        given = {name: self.config[name] for name in names if self.config.get(name)}
+        for name, value in given.items():
+            if type(value) is not int or not 0 < value < 2**40:
+                raise UsageError(
+                    f"{self.role} model: {self.path / 'config.json'} says {name} {value!r:.40}, "
+                    "which is no count; copy the model anew"
+                )
+            return value
+        return None
 
 
 def _header_shapes(file: Path) -> dict[str, tuple[int, ...]]:
@@ -110,10 +125,13 @@ def _header_shapes(file: Path) -> dict[str, tuple[int, ...]]:
             raise ValueError("no header")
         header = json.loads(stream.read(size))
     tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    ends = [int(entry["data_offsets"][1]) for entry in tensors.values()]
+    shapes = {name: tuple(entry["shape"]) for name, entry in tensors.items()}
+    ends = [entry["data_offsets"][1] for entry in tensors.values()]
+    if any(type(number) is not int for numbers in (ends, *shapes.values()) for number in numbers):
+        raise ValueError("sizes that are no whole numbers")
     if file.stat().st_size != 8 + size + max(ends, default=0):
         raise ValueError("truncated")
-    return {name: tuple(entry["shape"]) for name, entry in tensors.items()}
+    return shapes
 
 
 def open_folder(

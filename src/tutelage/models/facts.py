@@ -1,13 +1,13 @@
 """What two models say of themselves without their weights, and where they disagree."""
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from tutelage.config import ModelConfig
+from tutelage.errors import UsageError
 from tutelage.models.checkpoints import open_folder
 from tutelage.models.compatibility import differing_tokens
 from tutelage.models.local import load_tokenizer, stop_ids_of_folder
@@ -61,13 +61,13 @@ def facts_of(
         UsageError: a folder, a config or a tokenizer that cannot be read.
     """
     tokenizer = tokenizer or load_tokenizer(settings, role)
-    config = open_folder(settings.path, role, settings.revision, weights=False).config
+    folder = open_folder(settings.path, role, settings.revision, weights=False)
     return Facts(
         role=role,
         tokenizer=tokenizer,
         stop_ids=stop_ids_of_folder(settings, role, tokenizer),
-        rows=_number(config, ("vocab_size",)),
-        context=_number(config, _CONTEXT),
+        rows=folder.number("vocab_size"),
+        context=folder.number(*_CONTEXT),
         dtype=None if settings.server is not None else settings.dtype,
         template=own_template(tokenizer),
         own_prompt=settings.own_prompt,
@@ -75,9 +75,16 @@ def facts_of(
 
 
 def own_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The Jinja text of a tokenizer's default chat template; None where it has none."""
+    """The Jinja text of a tokenizer's default chat template; None where it has none.
+
+    Raises:
+        UsageError: it is no text.
+    """
     own: Any = getattr(tokenizer, "chat_template", None)
-    return own.get("default") if isinstance(own, dict) else own
+    own = own.get("default") if isinstance(own, dict) else own
+    if own is not None and not isinstance(own, str):
+        raise UsageError(f"the chat template of {tokenizer.name_or_path} is no text: {own!r:.80}")
+    return own
 
 
 def disagreements(student: Facts, teacher: Facts) -> list[Signal]:
@@ -159,7 +166,3 @@ def _precisions(student: Facts, teacher: Facts) -> Signal | None:
         advice="differences of a few hundredths of a nat a token are then rounding; "
         f"{teacher.role}.dtype: {student.dtype} takes it away",
     )
-
-
-def _number(config: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
-    return next((int(config[name]) for name in names if config.get(name)), None)

@@ -462,12 +462,14 @@ def load_tokenizer(settings: LocalModelConfig, role: str) -> PreTrainedTokenizer
     folder = open_folder(settings.path, role, settings.revision, weights=False)
     try:
         with quiet_transformers():
-            return cast(
+            tokenizer = cast(
                 PreTrainedTokenizerBase,
                 AutoTokenizer.from_pretrained(
                     folder.tokenizer, local_files_only=True, trust_remote_code=False
                 ),
             )
+            tokenizer.decode(tokenizer("1")["input_ids"])  # damage may show in use alone
+            return tokenizer
     except Exception as error:  # damaged files surface in every way
         raise UsageError(
             f"{role} model: {settings.path} has no tokenizer that can be loaded "
@@ -540,17 +542,21 @@ def decode_text(
 
 
 def stop_ids(*configs: object) -> frozenset[int]:
-    """Ids that end a completion: those of the generation config, the config and the tokenizer."""
+    """Ids that end a completion: those of the generation config, the config and the tokenizer.
+
+    Raises:
+        UsageError: something else than token ids stands there.
+    """
     found: set[int] = set()
     for value in (getattr(config, "eos_token_id", None) for config in configs):
-        found |= (
-            set(value)
-            if isinstance(value, (list, tuple))
-            else {value}
-            if value is not None
-            else set()
-        )
-    return frozenset(int(i) for i in found)
+        ids = value if isinstance(value, list | tuple) else () if value is None else (value,)
+        if any(type(i) is not int for i in ids):
+            raise UsageError(
+                f"the model's eos_token_id is {value!r:.80}, and token ids are whole numbers; mend "
+                "its generation_config.json, config.json or tokenizer"
+            )
+        found |= set(ids)
+    return frozenset(found)
 
 
 def stop_ids_of_folder(

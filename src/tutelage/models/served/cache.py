@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from tutelage.errors import MachineError, UsageError
-from tutelage.models.served.answers import PromptScores
+from tutelage.models.served.answers import Floats, PromptScores
 from tutelage.models.served.server import Fingerprint
 
 _CHECKSUM = 16
@@ -121,9 +121,11 @@ class ScoreCache:
             "select id, logprobs from teachers where model = ?", (fingerprint.model,)
         )
         for number, logprobs in rows.fetchall():
-            known = np.array(json.loads(logprobs))
-            if known.shape == fingerprint.logprobs.shape and (
-                fingerprint.distance(known) <= fingerprint.tolerance
+            known = _numbers(logprobs)
+            if (
+                known is not None
+                and known.shape == fingerprint.logprobs.shape
+                and fingerprint.distance(known) <= fingerprint.tolerance
             ):
                 return int(number)
         cursor = self.connection.execute(
@@ -147,6 +149,14 @@ class ScoreCache:
             self.size = self._total()
 
 
+def _numbers(text: object) -> Floats | None:
+    """A list of numbers; None for what damage makes of one."""
+    try:
+        return np.array(json.loads(str(text)), dtype=float)
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        return None
+
+
 def _packed(scores: PromptScores) -> bytes:
     arrays = {
         "sampled": scores.sampled,
@@ -161,7 +171,9 @@ def _packed(scores: PromptScores) -> bytes:
     return hashlib.blake2b(content, digest_size=_CHECKSUM).digest() + content
 
 
-def _unpacked(value: bytes) -> PromptScores | None:
+def _unpacked(value: object) -> PromptScores | None:
+    if not isinstance(value, bytes):
+        return None
     checksum, content = value[:_CHECKSUM], value[_CHECKSUM:]
     if hashlib.blake2b(content, digest_size=_CHECKSUM).digest() != checksum:
         return None
