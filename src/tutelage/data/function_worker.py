@@ -3,7 +3,7 @@
 import importlib
 import importlib.util
 import inspect
-import pickle
+import pickle  # nosec B403 # to and from our own processes
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +20,7 @@ def prepare() -> Judge:
         Refused: there is none, its module cannot be imported, or it takes other arguments.
     """
     function = function_at(sys.argv[2])
-    return lambda job: told(function, *pickle.loads(job))
+    return lambda job: told(function, *pickle.loads(job))  # nosec B301 # from this process's parent
 
 
 def function_at(path: str) -> Callable[[object, str], object]:

@@ -1,7 +1,7 @@
 """One process that scores with reasoning-gym: a pickled generator's name, answer and entry."""
 
 import logging
-import pickle
+import pickle  # nosec B403 # to and from our own processes
 from typing import Any
 
 from tutelage.data.worker import Judge, limit_memory, serve
@@ -19,7 +19,7 @@ def prepare() -> Judge:
     scorers: dict[str, Any] = {}
 
     def score(job: bytes) -> float | None:
-        name, answer, entry = pickle.loads(job)
+        name, answer, entry = pickle.loads(job)  # nosec B301 # from this process's parent
         try:
             if name not in scorers:
                 scorers[name] = get_score_answer_fn(name)

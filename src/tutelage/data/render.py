@@ -198,7 +198,7 @@ def _foreign_template(source: str, role: str) -> str:
     found: str | None = None
     try:
         if path.is_dir():
-            loaded = AutoTokenizer.from_pretrained(
+            loaded = AutoTokenizer.from_pretrained(  # nosec B615 # local
                 path, local_files_only=True, trust_remote_code=False
             )
             found = chat_template(loaded, None)

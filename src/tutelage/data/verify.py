@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import math
-import pickle
+import pickle  # nosec B403 # to and from our own processes
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence

@@ -250,7 +250,7 @@ def load_model(settings: LocalModelConfig, role: str) -> LocalModel:
         )
     try:
         with quiet_transformers():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(  # nosec B615 # local
                 folder.path,
                 dtype=getattr(torch, settings.dtype),
                 use_safetensors=True,
@@ -462,12 +462,10 @@ def load_tokenizer(settings: LocalModelConfig, role: str) -> PreTrainedTokenizer
     folder = open_folder(settings.path, role, settings.revision, weights=False)
     try:
         with quiet_transformers():
-            tokenizer = cast(
-                PreTrainedTokenizerBase,
-                AutoTokenizer.from_pretrained(
-                    folder.tokenizer, local_files_only=True, trust_remote_code=False
-                ),
+            loaded: Any = AutoTokenizer.from_pretrained(  # nosec B615 # local
+                folder.tokenizer, local_files_only=True, trust_remote_code=False
             )
+            tokenizer = cast(PreTrainedTokenizerBase, loaded)
             tokenizer.decode(tokenizer("1")["input_ids"])  # damage may show in use alone
             return tokenizer
     except Exception as error:  # damaged files surface in every way
@@ -570,11 +568,13 @@ def stop_ids_of_folder(
     folder = open_folder(settings.path, role, settings.revision, weights=False)
     try:
         with quiet_transformers():
-            config = AutoConfig.from_pretrained(
+            config = AutoConfig.from_pretrained(  # nosec B615 # local
                 folder.path, local_files_only=True, trust_remote_code=False
             )
             if (folder.path / "generation_config.json").exists():
-                generation = GenerationConfig.from_pretrained(folder.path, local_files_only=True)
+                generation = GenerationConfig.from_pretrained(  # nosec B615 # local
+                    folder.path, local_files_only=True
+                )
             else:
                 generation = GenerationConfig.from_model_config(config)
     except Exception as error:  # damaged files surface in every way

@@ -110,13 +110,14 @@ def _folder(name: str) -> Path:
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, local_files_only=True))
+        found = snapshot_download(name, local_files_only=True)  # nosec B615 # local
     except (LocalEntryNotFoundError, HFValidationError, OSError):
         raise MachineError(
             f"the encoder {name} is not on this machine and nothing is downloaded here; fetch it "
             f"with `hf download {name}` where there is a network, give the folder of another one "
             f"with --encoder, {_OFFLINE}"
         ) from None
+    return Path(found)
 
 
 def _need(package: str, name: str) -> None:

@@ -251,7 +251,7 @@ def _plain(answer: str) -> float | str:
 
 def _sample(texts: Iterable[str], most: int = LEARN_FROM) -> list[str]:
     """At most so many texts, each with the same chance, in one pass."""
-    rng = random.Random(0)
+    rng = random.Random(0)  # nosec B311 # for a repeatable sample
     chosen: list[str] = []
     for number, text in enumerate(texts):
         if number < most:
