@@ -1,5 +1,6 @@
 """The verb `explain`: why did this run do what it did?"""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from tutelage.paths import usable_path
 from tutelage.runs import records as kept
 from tutelage.runs.directory import open_run
 from tutelage.signals.causes import Cause
-from tutelage.signals.history import History
+from tutelage.signals.history import WINDOW, History
 from tutelage.signals.ranking import rank, unread
 
 STATIC_NOTES = (
@@ -118,7 +119,9 @@ def read_history(path: Path) -> tuple[History, list[str]]:
         config=config,
         steps=[record for record in records if record.get("kind") == "train"],
         evaluations=evaluations,
-        positions=_records(run.path / "positions.jsonl", kept.position_records, notes),
+        positions=_records(
+            run.path / "positions.jsonl", lambda path: kept.position_records(path, WINDOW), notes
+        ),
         rollouts=rollouts(first),
         last_rollouts=rollouts(last),
         noted=noted,
@@ -250,9 +253,12 @@ def _records(
             notes.append(f"{path.name} is not there")
         return []
     try:
-        content = path.read_bytes()
+        with path.open("rb") as stream:
+            length = stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, length - 1))
+            end = stream.read()
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
-    if content and not content.endswith(b"\n"):
+    if end not in (b"", b"\n"):
         notes.append(f"{path.name} ends in the middle of a line; read up to the record before")
     return read(path)

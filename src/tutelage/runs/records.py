@@ -3,6 +3,7 @@
 What is written here is always so shaped; what is read may have been edited, cut or damaged.
 """
 
+from collections import deque
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -94,13 +95,13 @@ def metric_records(path: Path) -> list[Record]:
     return records
 
 
-def position_records(path: Path) -> list[Record]:
-    """The lines of positions.jsonl.
+def position_records(path: Path, ends: int | None = None) -> list[Record]:
+    """The lines of positions.jsonl; with `ends`, so many of the first and of the last alone.
 
     Raises:
         DataError: a line that is no such record, with its number.
     """
-    return _checked(path, _Positions)
+    return _checked(path, _Positions, ends)
 
 
 def event_records(path: Path) -> list[Record]:
@@ -141,12 +142,13 @@ def server_records(path: Path) -> Record:
     return _object(path, _Servers)
 
 
-def _checked(path: Path, kind: type[_Strict]) -> list[Record]:
-    records: list[Record] = []
+def _checked(path: Path, kind: type[_Strict], ends: int | None = None) -> list[Record]:
+    first: list[Record] = []
+    last: deque[Record] = deque(maxlen=ends)
     for number, record in enumerate(read_lines(path), 1):
         _require(kind, record, f"{path}, line {number}")
-        records.append(record)
-    return records
+        (last if len(first) == ends else first).append(record)
+    return [*first, *last]
 
 
 def _object(path: Path, kind: type[_Strict]) -> Record:
