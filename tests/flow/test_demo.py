@@ -70,10 +70,15 @@ def test_the_reports_numbers_equal_the_recorded_ones(demo_run):
         for r in read_jsonl(Path(demo_run.summary["run_dir"]) / "metrics.jsonl")
         if r["kind"] == "eval"
     ]
-    keys = ["accuracy", "kl/reverse", "overlap/mass_student", "entropy/gap", "rollout/length"]
-    assert len(figures) == len(keys)
-    for figure, key in zip(figures, keys, strict=True):
-        trace = figure["data"][0]
+    by_id = {figure["id"]: figure for figure in figures}
+    for name, key in {
+        "accuracy": "accuracy",
+        "kl": "kl/reverse",
+        "mass": "overlap/mass_student",
+        "entropy-gap": "entropy/gap",
+        "length": "rollout/length",
+    }.items():
+        trace = next(t for t in by_id[name]["traces"] if t["style"] == "line")
         assert trace["x"] == [r["step"] for r in records]
         assert trace["y"] == [r[key] for r in records]
     assert page.count('class="text"') == 5 * 4  # question, answer, before and after

@@ -9,6 +9,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import tutelage
+from helpers import tiny_run
+from tutelage.config import parse_config
+from tutelage.demonstration import write_prompts
+from tutelage.lab.embedded import EMBEDDED_SPEC, VERIFIER, model_path
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
@@ -85,3 +91,37 @@ def picture(request: pytest.FixtureRequest) -> Callable[[Page, str], Path]:
         return path
 
     return picture
+
+
+@pytest.fixture(scope="session")
+def runs(gpt2_pair, tmp_path_factory) -> tuple[Path, Path]:
+    """Two tiny runs that differ in their learning rate; read them, do not change them."""
+    folder = tmp_path_factory.mktemp("reported")
+    paths = []
+    for name, lr in (("slow", 1e-4), ("fast", 3e-3)):
+        make = tiny_run(folder, *gpt2_pair, lr=lr)
+        paths.append(tutelage.train(make(run={"dir": str(folder / name), "steps": 6})).run)
+    return paths[0], paths[1]
+
+
+@pytest.fixture(scope="session")
+def aligned(tmp_path_factory) -> Path:
+    """A small alignment of two embedded teachers."""
+    folder = tmp_path_factory.mktemp("aligned")
+    write_prompts(folder / "prompts.jsonl", EMBEDDED_SPEC.task.eval_prompts(24, seed=3))
+    tree = {
+        "student": {"path": str(model_path("student"))},
+        "teacher": {"path": str(model_path("compatible"))},
+        "data": {"prompts": str(folder / "prompts.jsonl"), "verifier": VERIFIER.model_dump()},
+        "rollout": {"max_new_tokens": 28, "batch_size": 64},
+        "align": {
+            "questions": 6,
+            "spines": 2,
+            "samples": 6,
+            "budget": 4000,
+            "rollouts": 4,
+            "teachers": {"incompatible": {"path": str(model_path("incompatible"))}},
+        },
+    }
+    tutelage.align(parse_config(tree), folder / "align")
+    return folder / "align"

@@ -1,97 +1,158 @@
-"""Curves of the report, as plain data that plotly draws in the page."""
+"""Figures as plain data: the page draws them with plotly, and CSV files hold the same rows."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-# Okabe and Ito's colours stay apart for colour-blind readers.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+from tutelage.reports.series import thin
+
+MOST_POINTS = 1200
+"""Points of a curve in the page."""
+
+Scale = Literal["plain", "share", "log"]
+Style = Literal["line", "faint", "points", "level"]
+Row = tuple[str | float | None, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """One figure: a quantity of the held-out evaluations against the step."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """A curve, or points, of one run."""
 
+    run: str
+    """Its run; several curves of a run share a colour when runs are compared."""
+    name: str
+    """What it is, beside the run; empty where the figure's title says it."""
+    x: Sequence[float]
+    """Steps."""
+    y: Sequence[float]
+    """Values."""
+    low: Sequence[float] = ()
+    """Lower ends of 95 % intervals, or empty."""
+    high: Sequence[float] = ()
+    """Upper ends."""
+    colour: int = 0
+    """Index in the palette."""
+    dash: int = 0
+    """Index of the line style."""
+    style: Style = "line"
+    """Evaluations; single training steps; unconnected points; a level to compare with."""
+
+    def rows(self) -> Iterator[Row]:
+        """run, series, x, value, low, high."""
+        for i, (x, y) in enumerate(zip(self.x, self.y, strict=True)):
+            ends = (self.low[i], self.high[i]) if self.low else (None, None)
+            yield (self.run, self.name, _short(x), y, *ends)
+
+    def thinned(self) -> "Trace":
+        """With at most as many points as a page needs; unconnected points are not thinned."""
+        if len(self.x) <= MOST_POINTS or self.style == "points":
+            return self
+        kept = thin(self.y, MOST_POINTS)
+        return Trace(
+            run=self.run,
+            name=self.name,
+            x=[self.x[i] for i in kept],
+            y=[self.y[i] for i in kept],
+            low=[self.low[i] for i in kept] if self.low else (),
+            high=[self.high[i] for i in kept] if self.high else (),
+            colour=self.colour,
+            dash=self.dash,
+            style=self.style,
+        )
+
+    def drawn(self) -> dict[str, Any]:
+        """For draw.js."""
+        told: dict[str, Any] = {
+            "run": self.run,
+            "name": self.name,
+            "x": [_short(v) for v in self.x],
+            "y": list(self.y),
+            "colour": self.colour,
+            "dash": self.dash,
+            "style": self.style,
+        }
+        if self.low:
+            told |= {"low": list(self.low), "high": list(self.high)}
+        return told
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One figure with everything a reader needs."""
+
+    id: str
+    """Its anchor and the name of its files."""
     title: str
     """What it shows."""
     note: str
     """How to read it."""
-    plot: dict[str, Any]
-    """plotly data and layout."""
+    kind: Literal["lines", "heat", "bars", "dots"]
+    """How it is drawn."""
+    x: str
+    """Title of the horizontal axis, with its unit."""
+    y: str
+    """Title of the vertical axis, with its unit."""
+    columns: tuple[str, ...] = ("run", "series", "step", "value", "low", "high")
+    """Of its CSV file."""
+    traces: tuple[Trace, ...] = ()
+    """Of `lines`."""
+    body: Mapping[str, Any] = field(default_factory=dict)
+    """Of the other kinds, for draw.js."""
+    data: Iterable[Row] = ()
+    """Of the other kinds: the rows of the CSV file."""
+    scale: Scale = "plain"
+    """Of the vertical axis: from 0 where that is near; from 0 to 1; logarithmic."""
+    wide: bool = False
+    """Whether it takes the whole width."""
 
+    @property
+    def thinned(self) -> str:
+        """What is left out of the drawing; empty where nothing is."""
+        longest = max((len(t.x) for t in self.traces if t.style != "points"), default=0)
+        if longest > MOST_POINTS:
+            stretch = -(-longest // (MOST_POINTS // 4))
+            return (
+                f"Drawn from up to four of every {stretch} recorded values (first, last, lowest, "
+                f"highest); the CSV of `tutelage report --csv` has all {longest:,}."
+            )
+        return str(self.body.get("thinned", ""))
 
-_FIGURES = (
-    (
-        "accuracy",
-        "Accuracy",
-        "share of held-out problems solved",
-        "Right answers at the evaluation's sampling settings, with 95 % intervals.",
-    ),
-    (
-        "kl/reverse",
-        "Reverse KL",
-        "KL(student ‖ teacher), nats per token",
-        "How far the student is from the teacher on its own samples; falls when training works.",
-    ),
-    (
-        "overlap/mass_student",
-        "Shared mass",
-        "student probability on shared top tokens",
-        "How much of what the student does the teacher also finds likely.",
-    ),
-    (
-        "entropy/gap",
-        "Entropy gap",
-        "|H(teacher) − H(student)|, nats",
-        "Whether both sides are sure at the same places.",
-    ),
-    (
-        "rollout/length",
-        "Length",
-        "tokens per rollout",
-        "A sudden change is the first sign of trouble with stopping.",
-    ),
-)
+    def rows(self) -> Iterator[Row]:
+        """All rows of the CSV file."""
+        for trace in self.traces:
+            yield from trace.rows()
+        yield from self.data
 
-
-def curves(stories: Sequence[Mapping[str, Any]]) -> list[Curve]:
-    """The figures for which at least one run has data."""
-    made: list[Curve] = []
-    for key, title, unit, note in _FIGURES:
-        traces = [
-            trace
-            for story, colour in zip(stories, _cycle(len(stories)), strict=True)
-            if (trace := _trace(story, key, colour)) is not None
-        ]
-        if traces:
-            layout = {
-                "xaxis": {"title": {"text": "optimizer step"}},
-                "yaxis": {"title": {"text": unit}, "rangemode": "tozero"},
-            }
-            made.append(Curve(title, note, {"data": traces, "layout": layout}))
-    return made
-
-
-def _trace(story: Mapping[str, Any], key: str, colour: str) -> dict[str, Any] | None:
-    points = [record for record in story["evaluations"] if key in record]
-    if not points:
-        return None
-    trace: dict[str, Any] = {
-        "x": [p["step"] for p in points],
-        "y": [p[key] for p in points],
-        "name": story["name"],
-        "mode": "lines+markers",
-        "line": {"color": colour},
-    }
-    if all(f"{key}/low" in p for p in points):
-        trace["error_y"] = {
-            "type": "data",
-            "symmetric": False,
-            "array": [p[f"{key}/high"] - p[key] for p in points],
-            "arrayminus": [p[key] - p[f"{key}/low"] for p in points],
+    def drawn(self) -> dict[str, Any]:
+        """For draw.js."""
+        told: dict[str, Any] = {
+            "id": self.id,
+            "title": self.title,
+            "kind": self.kind,
+            "x": self.x,
+            "y": self.y,
+            "columns": list(self.columns),
+            "scale": self.scale,
+            "wide": self.wide,
         }
-    return trace
+        if self.kind == "lines":
+            return told | {"traces": [trace.thinned().drawn() for trace in self.traces]}
+        told |= self.body
+        return told if self.kind == "heat" else told | {"rows": [list(row) for row in self.data]}
+
+    @property
+    def words(self) -> str:
+        """The figure in words, for who cannot see it."""
+        if self.kind != "lines":
+            return f"{self.title}. {self.note}"
+        told = [
+            f"{' '.join(filter(None, (t.run, t.name)))} from {t.y[0]:.3g} to {t.y[-1]:.3g}"
+            for t in self.traces
+            if t.style in ("line", "level") and len(t.y)
+        ]
+        return f"{self.title}, {self.y}: {'; '.join(told[:12])}."
 
 
-def _cycle(count: int) -> list[str]:
-    return [COLOURS[i % len(COLOURS)] for i in range(count)]
+def _short(value: float) -> float:
+    """Whole numbers without a decimal point."""
+    return int(value) if float(value).is_integer() else value

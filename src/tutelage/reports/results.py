@@ -1,0 +1,441 @@
+"""Results of other verbs than `train`: alignment, cold start, controls, prompts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tutelage.reports.figures import Figure, Style, Trace
+from tutelage.reports.records import Notes, document, number, pick, rows, span
+from tutelage.reports.series import Columns
+
+MOST_ROWS = 40
+_TITLES = {
+    "align": "Where the teachers help",
+    "rescue cold-start": "Cold start",
+    "rescue controls": "The run and its controls",
+    "rescue prompts": "Prompts",
+}
+
+Cells = list[Any]
+"""Text, or a number, or (number, interval)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table with a heading; undefined cells are None."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: list[Cells]
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What stands under the heading of one result."""
+
+    name: str
+    kind: str
+    """The verb that wrote it."""
+    lead: list[str]
+    """What it found, in sentences."""
+
+    figures: list[Figure] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    notes: Notes = field(default_factory=Notes)
+    config_text: str = ""
+    environment: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """Its heading."""
+        return _TITLES[self.kind]
+
+
+def estimate(found: Any) -> tuple[float, tuple[float, float] | None] | None:
+    """A value with its interval, as the alignment and the check write them."""
+    value = number(pick(found, "value"))
+    return None if value is None else (value, span(pick(found, "interval")))
+
+
+def dots(
+    place: str,
+    title: str,
+    note: str,
+    unit: str,
+    series: Mapping[str, Mapping[str, Any]],
+) -> Figure | None:
+    """Estimates with intervals, a line a label: {series: {label: (value, interval) or None}}."""
+    labels = list(dict.fromkeys(label for values in series.values() for label in values))[
+        :MOST_ROWS
+    ]
+    parts, data = [], []
+    for name, values in series.items():
+        column = [values.get(label) for label in labels]
+        if not any(column):
+            continue
+        ends = [found[1] if found else None for found in column]
+        parts.append(
+            {
+                "name": name,
+                "values": [found[0] if found else None for found in column],
+                "low": [end[0] if end else None for end in ends],
+                "high": [end[1] if end else None for end in ends],
+            }
+        )
+        for label, found, end in zip(labels, column, ends, strict=True):
+            if found:
+                data.append((label, name, found[0], *(end or (None, None))))
+    if not parts:
+        return None
+    return Figure(
+        id=place,
+        title=title,
+        note=note,
+        kind="dots",
+        x=unit,
+        y="",
+        columns=("label", "series", "value", "low", "high"),
+        body={"labels": labels, "parts": parts},
+        data=tuple(data),
+    )
+
+
+def read_alignment(path: Path, name: str, place: str) -> Result:
+    """What `align` found, or how far it has come."""
+    notes = Notes()
+    found = document(path / "alignment.json", notes, wanted=True)
+    teachers = found.get("teachers")
+    teachers = teachers if isinstance(teachers, dict) else {}
+    lead = _alignment_lead(found, teachers)
+    if not found:
+        branches = sum(1 for _ in rows(path / "rollouts.jsonl", notes))
+        lead = [f"Not finished: {branches:,} branches are done; --resume goes on."]
+
+    def own(teacher: str, *keys: str) -> Any:
+        return pick(teachers, teacher, "objectives", "objective", *keys)
+
+    def by(kind: str) -> dict[str, dict[str, Any]]:
+        groups = dict.fromkeys(g for t in teachers for g in (own(t, "by", kind) or {}))
+        if len(groups) < 2:
+            return {}
+        return {
+            str(g): {t: estimate(own(t, "by", kind, g, "advantage")) for t in teachers}
+            for g in groups
+        }
+
+    advantage = {"all": {t: estimate(own(t, "advantage")) for t in teachers}}
+    unit = "advantage, chance of a right answer"
+    objectives = dict.fromkeys(o for t in teachers for o in (pick(teachers, t, "objectives") or {}))
+    made = [
+        dots(
+            f"{place}-advantage",
+            "What one token of the teacher adds",
+            "Change of the chance of a right answer if the teacher chose the next token, mean over "
+            "the student's own states, with 95 % intervals over questions. Right of 0 the teacher "
+            "helps; left of 0 it harms.",
+            unit,
+            advantage,
+        ),
+        dots(
+            f"{place}-outcome",
+            "After right and after wrong answers",
+            "The same, by whether the rollout that the state comes from was right in the end.",
+            unit,
+            by("outcome"),
+        ),
+        dots(
+            f"{place}-depth",
+            "By depth",
+            "The same, by how many tokens into the answer. A teacher that helps early may be lost "
+            "late.",
+            unit,
+            by("depth"),
+        ),
+        dots(
+            f"{place}-direction",
+            "Does the update point where success lies?",
+            "A, the alignment of each objective's update with the ideal gradient: 1 where all of "
+            "it points to success. It says nothing of the size: read it beside the advantage.",
+            "A, −1 to 1",
+            {
+                o: {t: estimate(pick(teachers, t, "objectives", o, "alignment")) for t in teachers}
+                for o in objectives
+            },
+        ),
+    ]
+    pooled = [
+        [
+            t,
+            o,
+            *(
+                estimate(pick(teachers, t, "objectives", o, key))
+                for key in ("advantage", "dot", "alignment", "mean_cosine")
+            ),
+            number(pick(teachers, t, "objectives", o, "reliability")),
+        ]
+        for t in teachers
+        for o in pick(teachers, t, "objectives") or {}
+    ]
+    header = ("teacher", "objective", "advantage", "dot", "A", "mean cosine", "reliability")
+    tables = [Table("All estimates", header, pooled[:MOST_ROWS])] if pooled else []
+    differences = found.get("differences")
+    if isinstance(differences, dict) and differences:
+        tables.append(
+            Table(
+                "Differences between teachers",
+                ("difference", "advantage", "dot", "A"),
+                [
+                    [label, *(estimate(pick(d, k)) for k in ("advantage", "dot", "alignment"))]
+                    for label, d in list(differences.items())[:MOST_ROWS]
+                ],
+                "Paired on the same states. Told apart where the interval excludes 0.",
+            )
+        )
+    return Result(
+        name=name,
+        kind="align",
+        lead=lead,
+        figures=[figure for figure in made if figure],
+        tables=tables,
+        notes=notes,
+        config_text=_text(path / "config.yaml"),
+        environment=document(path / "environment.json", notes),
+    )
+
+
+def _alignment_lead(found: Mapping[str, Any], teachers: Mapping[str, Any]) -> list[str]:
+    lead = []
+    for teacher in teachers:
+        known = estimate(pick(teachers, teacher, "objectives", "objective", "advantage"))
+        if known is None:
+            lead.append(f"{teacher}: the advantage is unknown.")
+            continue
+        value, ends = known
+        told = f"{value:+.4f}" + (f" [{ends[0]:+.4f}, {ends[1]:+.4f}]" if ends else "")
+        words = "is not told apart from no help"
+        if ends and ends[0] > 0:
+            words = "helps"
+        elif ends and ends[1] < 0:
+            words = "harms"
+        lead.append(f"{teacher} {words}: advantage {told}.")
+    nodes, tokens = number(found.get("nodes")), number(found.get("tokens"))
+    if nodes is not None and tokens is not None:
+        lead.append(f"{nodes:,.0f} states, {tokens:,.0f} targeted tokens.")
+    best = found.get("best_teacher")
+    if isinstance(best, dict) and best:
+        apart = sum(isinstance(teacher, str) for teacher in best.values())
+        lead.append(f"One teacher is told apart as the best on {apart} of {len(best)} questions.")
+    return lead
+
+
+def read_cold_start(path: Path, name: str, place: str) -> Result:
+    """Answers, imitation, and the checks before and after."""
+    notes = Notes()
+    summary = document(path / "summary.json", notes, wanted=True)
+    checks = {w: document(path / f"{w}.json", notes) for w in ("before", "after")}
+    train, validation = Columns(), Columns()
+    for record in rows(path / "metrics.jsonl", notes):
+        (validation if record.get("kind") == "validation" else train).add(record)
+    lead = []
+    for when, check in checks.items():
+        if check:
+            because = pick(check, "reasons", 0, "text")
+            lead.append(f"Check {when}: {check.get('verdict')}; {because}.")
+    if summary:
+        lead.append(_more(summary, checks["after"]))
+    traces = []
+    styles: dict[Style, tuple[str, Columns]] = {
+        "line": ("validation", validation),
+        "faint": ("training", train),
+    }
+    for style, (label, columns) in styles.items():
+        if series := columns.get("loss"):
+            traces.append(Trace(run=name, name=label, x=series.steps, y=series.values, style=style))
+    figures = []
+    if traces:
+        figures.append(
+            Figure(
+                id=f"{place}-loss",
+                title="Imitation",
+                note="Cross-entropy on the teacher's answers; the student of the lowest validation "
+                "loss is kept.",
+                kind="lines",
+                x="step of imitation",
+                y="nats per token",
+                traces=tuple(traces),
+            )
+        )
+    answers = pick(summary, "answers")
+    counted = []
+    if isinstance(answers, dict):
+        rejected = answers.get("rejected")
+        counted = [[k, number(answers.get(k))] for k in ("slots", "tries", "kept", "dropped")]
+        if isinstance(rejected, dict):
+            counted += [[f"rejected: {why}", number(n)] for why, n in rejected.items()]
+    return Result(
+        name=name,
+        kind="rescue cold-start",
+        lead=lead,
+        figures=figures,
+        tables=[Table("The teacher's answers", ("", "count"), counted)] if counted else [],
+        notes=notes,
+        config_text=_text(path / "config.yaml"),
+        environment=document(path / "environment.json", notes),
+    )
+
+
+def _more(summary: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    from tutelage.rescue.cold_start_summary import more_of_it
+
+    try:
+        return f"More cold start: {more_of_it(summary['imitation'], after or None)}."
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError):
+        return "Whether more of it would help is not recorded."
+
+
+def read_controls(path: Path, name: str, place: str) -> Result:
+    """A run beside its controls, over seeds."""
+    notes = Notes()
+    found = document(path / "controls.json", notes, wanted=True)
+    metric = str(found.get("metric", "accuracy"))
+    arms = [arm for arm in found.get("arms", ()) if isinstance(arm, dict)] if found else []
+    means = {str(a.get("arm")): _arm(a, "mean", "interval") for a in arms}
+    gains = {str(a.get("arm")): _arm(a, "difference", "difference_interval") for a in arms}
+    gains = {label: value for label, value in gains.items() if value}
+    lead = []
+    for label, value in gains.items():
+        ends = value[1] if value else None
+        if ends is None:
+            continue
+        better, worse = (ends[0] > 0, ends[1] < 0)
+        if metric != "accuracy":
+            better, worse = worse, better
+        words = (
+            "is better than" if better else "is worse than" if worse else "is not told apart from"
+        )
+        lead.append(f"The run {words} {label}.")
+    lefts = found.get("left_out")
+    if isinstance(lefts, dict):
+        lead += [f"Left out: {arm}, {why}." for arm, why in lefts.items()]
+    made = [
+        dots(
+            f"{place}-arms",
+            "The run and its controls",
+            "Mean over seeds with 95 % intervals. Every arm had as many steps of as many rollouts.",
+            metric,
+            {metric: means},
+        ),
+        dots(
+            f"{place}-differences",
+            "What the run has that its controls have not",
+            "The run minus each arm, paired by seed. Where the interval includes 0, the control "
+            "did as well.",
+            f"difference of {metric}",
+            {"distil minus it": gains},
+        ),
+    ]
+    table = Table(
+        "Arms",
+        ("arm", "seeds", metric, "distil minus it"),
+        [
+            [str(a.get("arm")), len(a.get("values") or ()), means[str(a.get("arm"))],
+             gains.get(str(a.get("arm")))]
+            for a in arms
+        ],
+    )  # fmt: skip
+    return Result(
+        name=name,
+        kind="rescue controls",
+        lead=lead,
+        figures=[figure for figure in made if figure],
+        tables=[table] if arms else [],
+        notes=notes,
+        config_text=_text(path / "config.yaml"),
+        environment=document(path / "environment.json", notes),
+    )
+
+
+def _arm(arm: Mapping[str, Any], value: str, ends: str) -> Any:
+    mean = number(arm.get(value))
+    return None if mean is None else (mean, span(arm.get(ends)))
+
+
+def read_prompts(path: Path, name: str) -> Result:
+    """What `rescue prompts` kept, dropped and found leaked; `path` is the summary."""
+    notes = Notes()
+    found = document(path, notes, wanted=True)
+    lead = []
+    count, written = number(found.get("rows")), number(found.get("written"))
+    if count is not None and written is not None:
+        lead.append(f"{written:,.0f} rows written of {count:,.0f}.")
+    tables = []
+    for key, title, first in (
+        ("met", "Rows that repeat a known question", "of"),
+        ("leaks", "Leaked evaluation questions", "evaluation set"),
+    ):
+        given = found.get(key)
+        given = given if isinstance(given, dict) else {}
+        counts = {k: (pick(v, "leaked") if key == "leaks" else v) for k, v in given.items()}
+        kinds = list(dict.fromkeys(n for c in counts.values() if isinstance(c, dict) for n in c))
+        body = [[name, *(number(pick(c, k)) for k in kinds)] for name, c in counts.items()]
+        if kinds:
+            tables.append(Table(title, (first, *kinds), body[:MOST_ROWS]))
+        elif given:
+            lead.append(f"{title}: none.")
+    templates = [
+        [source, pick(t, "rows"), pick(t, "prefix") or "", pick(t, "suffix") or ""]
+        for source, learned in (found.get("templates") or {}).items()
+        for t in pick(learned, "templates") or ()
+    ]
+    if templates:
+        header = ("set", "rows", "prefix", "suffix")
+        tables.append(Table("Templates that were learned", header, templates[:MOST_ROWS]))
+    scores = found.get("scores")
+    if isinstance(scores, dict):
+        means = scores.get("mean")
+        body = [
+            [key, number(value), number(pick(scores, "mean_selected", key))]
+            for key, value in (means if isinstance(means, dict) else {}).items()
+        ]
+        tables.append(Table("Scores of the pair", ("mean", "all", "selected"), body))
+    example = found.get("example")
+    if isinstance(example, dict):
+        body = [[w, str(example.get(w, ""))] for w in ("before", "after")]
+        tables.append(Table("One prompt", ("", "text"), body))
+    return Result(name=name, kind="rescue prompts", lead=lead, tables=tables, notes=notes)
+
+
+def check_table(check: Mapping[str, Any]) -> Table | None:
+    """What `check` found of each teacher before training."""
+    looks = check.get("looks")
+    body = []
+    for look in looks if isinstance(looks, list) else ():
+        gap = pick(look, "capability", "accuracy")
+        value, low, high = (number(pick(gap, k)) for k in ("gap", "gap_low", "gap_high"))
+        ends = None if low is None or high is None else (low, high)
+        body.append(
+            [
+                str(pick(look, "teacher") or ""),
+                str(pick(look, "verdict") or ""),
+                estimate(pick(look, "alignment", "advantage")),
+                None if value is None else (value, ends),
+                number(pick(look, "agreement", "overlap/mass_student")),
+                number(pick(look, "agreement", "kl/reverse")),
+                str(pick(look, "reasons", 0, "text") or ""),
+            ]
+        )
+    if not body:
+        return None
+    return Table(
+        "Before training: check",
+        ("teacher", "verdict", "advantage", "accuracy gap", "shared mass", "reverse KL", "why"),
+        body[:MOST_ROWS],
+    )
+
+
+def _text(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    return path.read_bytes()[:200_000].decode("utf-8", "replace")
