@@ -161,6 +161,42 @@ def test_dates_and_clock_times_are_text(base, capsys):
     assert (read.optimizer.lr, read.run.seed, read.run.max_hours) == (1.5e-3, 16, 10.5)
 
 
+def test_a_small_number_in_any_spelling_is_that_number(base, capsys):
+    for text in ("2e-5", "2.0e-5", "0.00002", "'2e-5'"):
+        words = [w for key, value in base.items() for w in (f"--{key}", value)]
+        assert main(["plan", *words, "--optimizer.lr", text, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["config"]["optimizer"]["lr"] == 2e-5
+
+
+BOMB = "student: {path: s, template: {k0: &b0 [x, x, x, x, x, x, x, x, x]" + "".join(
+    f", k{i}: &b{i} [{', '.join([f'*b{i - 1}'] * 9)}]" for i in range(1, 9)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (BOMB + "}}", "more than 20,000 values"),
+        ("student: &a {path: *a}", "holds itself"),
+        ("a: &a [*a]", "holds itself"),
+        ("#" * 2**20 + "\n", "characters"),
+        ("".join(f"k{i}: 1\n" for i in range(9000)), "faults more"),
+        ("run: {steps: .nan}", "run.steps"),
+        ("optimizer: {lr: .inf}", "optimizer.lr"),
+        ("run: {overwrite: no}", "overwrite does not exist"),
+        ("data: {use_chat_template: 'nope'}", "use_chat_template"),
+        ("a: !!python/object/apply:os.system ['true']", "not YAML"),
+        ("[" * 3000, "nested too deeply"),
+    ],
+)
+def test_yaml_that_would_grow_or_hang_is_refused_at_once(capsys, tmp_path, text, told):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    started = time.process_time()
+    refused(capsys, 2, [str(path), told], main(["plan", "-c", str(path)]))
+    assert time.process_time() - started < 5
+
+
 def test_yaml_cannot_make_objects(base, capsys, tmp_path):
     (tmp_path / "run.yaml").write_text("run: !!python/object/apply:os.system ['true']\n")
     refused(capsys, 2, ["is not YAML"], train(base, "-c", str(tmp_path / "run.yaml")))

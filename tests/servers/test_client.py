@@ -76,6 +76,14 @@ def test_a_server_that_is_not_there_is_an_error_of_exit_code_6(fake):
     assert caught.value.exit_code == 6
 
 
+def test_a_name_that_nobody_knows_is_tried_again_and_then_an_error_of_exit_code_6():
+    with pytest.raises(
+        ServerError, match=r"no-such-host\.invalid.*ConnectError.*3 tries"
+    ) as caught:
+        connect("http://no-such-host.invalid:8000")
+    assert caught.value.exit_code == 6
+
+
 def test_a_server_that_never_answers_or_drips_is_given_up_at_its_deadline(fake):
     for fault in (f.slow(2.0), f.dripping(0.05), f.endless_headers):
         server = connect(fake.url, timeout_s=0.4, retries=0)
@@ -253,8 +261,14 @@ def test_the_key_comes_from_a_named_variable_and_appears_nowhere_else(
         ({"url": "host:8000"}, "not the address"),
         ({"url": "http://host:99999"}, "[Pp]ort"),
         ({"url": "http://169.254.169.254/latest"}, "link-local"),
+        ({"url": "http://2852039166"}, "link-local"),
+        ({"url": "http://0xa9.0xfe.0xa9.0xfe"}, "link-local"),
+        ({"url": "http://[::ffff:169.254.169.254]"}, "link-local"),
+        ({"url": "http://[fe80::1]"}, "link-local"),
         ({"url": "http://host/?token=1"}, "query"),
-        ({"url": "http://host", "key_env": "sk-not a name"}, "key_env"),
+        ({"url": "http://host", "key_env": "sk-secret"}, "key_env.*NAME"),
+        ({"url": "http://host", "key_env": "sk_secret"}, "key_env.*NAME"),
+        ("http://me:secret@host", "server.*got 'http://[*]{3}@host'"),
         ({"url": "http://host", "key": "sk-1"}, "key does not exist"),
         ({"url": "http://host", "timeout_s": 0}, "timeout_s"),
         ({"url": "http://host", "weights": "folder"}, "teacher.server.weights"),

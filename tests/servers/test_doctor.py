@@ -45,6 +45,77 @@ def test_a_version_below_its_floor_is_a_fault_of_the_environment(monkeypatch, ca
     assert "CVE-2026-24747" in err
 
 
+# Below these a published fault is open (shown with it); one below each, and the floor itself.
+VERSIONS = {
+    "torch": ("2.9.1", "2.10.0", "CVE-2026-24747"),
+    "transformers": ("5.4.9", "5.5.0", "CVE-2026-4372"),
+    "jinja2": ("3.1.5", "3.1.6", "CVE-2025-27516"),
+    "ray": ("2.51.2", "2.52.0", "CVE-2025-62593"),
+    "vllm": ("0.29.9", "0.30.0", "CVE-2026-105754"),
+}
+
+
+def test_there_is_a_floor_for_every_package_with_a_known_fault():
+    assert machine.FLOORS.keys() == VERSIONS.keys()
+
+
+@pytest.mark.parametrize("package", VERSIONS)
+def test_each_floor_is_kept(monkeypatch, capsys, package):
+    below, floor, fault = VERSIONS[package]
+    found = machine.version
+
+    def installed(version):
+        return lambda name: version if name == package else found(name)
+
+    monkeypatch.setattr(machine, "version", installed(below))
+    assert main(["doctor", "--json"]) == 5
+    told = findings(capsys)[package]
+    assert told["status"] == "fault"
+    assert fault in told["found"]
+    monkeypatch.setattr(machine, "version", installed(f"{floor}+local"))
+    assert main(["doctor", "--json"]) == 0
+    assert findings(capsys)[package]["status"] == "ok"
+
+
+def test_a_version_that_is_none_is_told_and_no_crash(run_yaml, serve, gpt2_pair, capsys):
+    fake = serve(gpt2_pair[1], max_logprobs=-1)
+    words = run_yaml(teacher={"path": str(gpt2_pair[1]), "server": {"url": fake.url}})
+    fake.faults["/version"] = [lambda good: (200, {}, {"version": "\x1b[2Jlatest"})]
+    assert main([*words, "--json"]) == 0
+    told = findings(capsys)["teacher's server: vllm"]
+    assert told["status"] == "note"
+    assert "no version" in told["found"]
+    assert "\x1b" not in told["found"]
+
+
+def test_plain_http_to_another_machine_is_told_by_doctor_and_run(settings, monkeypatch):
+    from tutelage.models.served.server import Capabilities, Server
+    from tutelage.session import _notes_on_servers
+
+    can = Capabilities(
+        version="0.32.0",
+        model="served",
+        root=None,
+        max_model_len=64,
+        max_logprobs=20,
+        token_ids=False,
+        weight_sync=False,
+    )
+    monkeypatch.setattr(Server, "_choose_model", lambda self: ("served", None, 64))
+    monkeypatch.setattr(Server, "capabilities", lambda self: can)
+    for url, told in (
+        ("http://models.example:8000", True),
+        ("https://models.example", False),
+        ("http://127.0.0.1:8000", False),
+        ("http://[::1]:8000", False),
+    ):
+        config = settings(teacher={"path": "t", "server": {"url": url}})
+        names = [finding.name for finding in machine._server(config, "teacher", config.teacher)]
+        assert ("teacher's server: plain http" in names) == told, url
+        kinds = [note["kind"] for note in _notes_on_servers(config)]
+        assert ("plain_http" in kinds) == told, url
+
+
 def test_too_little_memory_or_disk_is_a_fault_before_anything_starts(run_yaml, monkeypatch, capsys):
     monkeypatch.setattr(machine, "memory", lambda: (1000, 500))
     assert main([*run_yaml(), "--json"]) == 5

@@ -95,6 +95,11 @@ def reserve_run(path: str | Path, *, overwrite: bool = False) -> Run:
         UsageError: the directory exists and must not be replaced.
     """
     folder = usable_path(path, "run directory")
+    if folder.is_symlink():
+        raise UsageError(
+            f"run directory {folder} is a symbolic link, and a new run would replace what it points "
+            "to; give the directory itself, or another name"
+        )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if not overwrite:
             raise UsageError(
@@ -120,8 +125,8 @@ def create_run(path: str | Path, *, overwrite: bool = False) -> Run:
         with full_disk_told(run.path):
             if run.path.exists():
                 shutil.rmtree(run.path)
-            run.path.mkdir(parents=True)
-            run.path.chmod(0o700)
+            run.path.parent.mkdir(parents=True, exist_ok=True)
+            run.path.mkdir(mode=0o700)
     except OSError as error:
         raise UsageError(f"run directory {run.path} cannot be made: {error.strerror}") from None
     return run
