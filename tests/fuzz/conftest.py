@@ -11,6 +11,7 @@ from tutelage.training import train
 
 TEN_MINUTES = 600.0
 _count = 1
+_fed: list[tuple[str, Fuzz]] = []
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -22,11 +23,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def fuzz(request: pytest.FixtureRequest):
     feeder = Fuzz(TEN_MINUTES / _count)
     yield feeder
-    if LONG:
-        reporter = request.config.pluginmanager.get_plugin("terminalreporter")
-        reporter.write_line(
-            f"\n{request.node.name}: {feeder.examples} examples, {feeder.refused} refused"
-        )
+    _fed.append((request.node.name, feeder))
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    if LONG and _fed:
+        for name, feeder in _fed:
+            terminalreporter.write_line(f"{feeder.examples:8,} examples  {name}")
+        total = sum(feeder.examples for _, feeder in _fed)
+        refused = sum(feeder.refused for _, feeder in _fed)
+        terminalreporter.write_line(f"{total:8,} examples in all, {refused:,} of them refused")
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import sys
 from importlib import import_module
 
 from tutelage.errors import TutelageError, UsageError, did_you_mean
+from tutelage.secrets import redact_tracebacks, redacted
 
 VERBS = {
     "demo": "the main job on the embedded models, in minutes, without network",
@@ -25,6 +26,7 @@ VERBS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run a verb and return its exit code; errors a user can mend become one message."""
+    redact_tracebacks()
     words = sys.argv[1:] if argv is None else argv
     if not words or words[0] in ("-h", "--help"):
         print(overview())
@@ -40,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
             raise UsageError(f"there is no verb {verb!r}. {did_you_mean(verb, VERBS)}")
         return import_module(f"tutelage.cli.{verb}").run(words[1:]) or 0
     except TutelageError as error:
-        print(f"tutelage: {error}", file=sys.stderr)
+        print(f"tutelage: {redacted(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("tutelage: interrupted", file=sys.stderr)

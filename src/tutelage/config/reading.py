@@ -13,6 +13,7 @@ from tutelage.config.base import AnySection, Section
 from tutelage.config.objective import ESTIMATORS_THAT_DO_NOT_DISTIL
 from tutelage.config.run import Config
 from tutelage.errors import UsageError, did_you_mean
+from tutelage.secrets import redacted
 
 _PRESETS = Path(__file__).parents[1] / "presets"
 
@@ -284,7 +285,8 @@ def _explain(fault: ErrorDetails, root: type[Section]) -> str:
     prefix = f"{where}: " if where else ""
     if kind == "value_error":
         return f"{prefix}{context['error']}"
-    return f"{prefix}{fault['msg'][0].lower()}{fault['msg'][1:]}, got {fault['input']!r}"
+    given = redacted(repr(fault["input"]))
+    return f"{prefix}{fault['msg'][0].lower()}{fault['msg'][1:]}, got {given}"
 
 
 def _field_path(location: tuple[int | str, ...], root: type[Section]) -> tuple[list[str], set[str]]:

@@ -1,10 +1,12 @@
 """A model behind a vLLM server."""
 
-from ipaddress import ip_address
+import re
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from socket import inet_aton
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, NonNegativeInt, PositiveFloat, PositiveInt
 
 from tutelage.config.base import Section
 
@@ -34,9 +36,33 @@ def _server_url(url: str) -> str:
 
 def _is_link_local(host: str) -> bool:
     try:
-        return ip_address(host).is_link_local
+        return _address(host).is_link_local
     except ValueError:
         return False
+
+
+def _address(host: str) -> IPv4Address | IPv6Address:
+    """The address that a host is written as; the system also takes 2852039166 and 0xa9.254.1.
+
+    Raises:
+        ValueError: it is a name.
+    """
+    try:
+        address = ip_address(host)
+    except ValueError:
+        try:
+            return IPv4Address(inet_aton(host))
+        except (OSError, UnicodeError):
+            raise ValueError(f"{host} is no address") from None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _variable(name: str) -> str:
+    if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
+        raise ValueError(  # what was given may be the key, so it is not repeated
+            "the NAME of an environment variable is needed, in capitals; never the key itself"
+        )
+    return name
 
 
 class ServerConfig(Section):
@@ -46,7 +72,7 @@ class ServerConfig(Section):
     """Address of the server, such as http://127.0.0.1:8000."""
     model: str | None = None
     """Name the model is served under; None takes the only one."""
-    key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    key_env: Annotated[str, AfterValidator(_variable)] | None = None
     """NAME of the environment variable that holds the API key; never the key itself."""
     timeout_s: PositiveFloat = 120.0
     """Seconds an answer may take from the request to its last byte."""
@@ -73,6 +99,6 @@ class ServerConfig(Section):
         """Whether the server runs on this machine."""
         host = urlsplit(self.url).hostname or ""
         try:
-            return ip_address(host).is_loopback
+            return _address(host).is_loopback
         except ValueError:
             return host == "localhost"

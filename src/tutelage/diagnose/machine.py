@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from packaging.requirements import Requirement
-from packaging.version import Version
+from packaging.version import InvalidVersion, Version
 
 from tutelage.config import Config, ModelConfig
 from tutelage.errors import ServerError, TutelageError, UsageError
@@ -126,7 +126,13 @@ def _versions() -> Iterator[Finding]:
 
 def _against_floor(part: Part, name: str, found: str, floor: str, reason: str) -> Finding:
     package = name.split()[-1]
-    if Version(found) >= Version(floor):
+    try:
+        fit = Version(found) >= Version(floor)
+    except InvalidVersion:
+        return Finding(
+            part, name, "note", f"{found!a:.40} is no version to compare with {floor}: {reason}"
+        )
+    if fit:
         return Finding(part, name, "ok", found)
     return Finding(
         part,
@@ -211,6 +217,14 @@ def _server(config: Config, role: str, model: ModelConfig) -> Iterator[Finding]:
         yield Finding(part, name, "fault", str(error))
         return
     yield Finding("server", name, "ok", f"{model.server.url} serves {can.model}")
+    if not model.server.is_loopback and model.server.url.startswith("http:"):
+        yield Finding(
+            "server",
+            f"{name}: plain http",
+            "note",
+            "prompts, and the key where there is one, cross the network readable",
+            "use https, or a tunnel to 127.0.0.1",
+        )
     if can.version is None:
         yield Finding("server", f"{name}: vllm", "note", "it does not tell its version")
     else:

@@ -154,7 +154,7 @@ def _fault(path: Path) -> str | None:
     try:
         files = json.loads((path / MANIFEST).read_text())["files"]
         entries = {name: (entry["size"], entry["blake2b"]) for name, entry in files.items()}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return "its manifest is missing or damaged, so it was never finished"
     for needed in ("state.json", "optimizer.safetensors", "model*.safetensors"):
         instead = "adapter_model.safetensors" if needed.startswith("model") else needed

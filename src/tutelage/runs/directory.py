@@ -16,6 +16,7 @@ from typing import Any
 
 from tutelage.errors import DataError, MachineError, UsageError
 from tutelage.paths import usable_path
+from tutelage.secrets import redacted
 
 _PACKAGES = (
     "tutelage",
@@ -55,8 +56,9 @@ class Run:
         append_line(self.metrics, record)
 
     def log_event(self, kind: str, **details: Any) -> None:
-        """Append an event to events.jsonl."""
-        append_line(self.events, {"time": round(time.time(), 3), "event": kind, **details})
+        """Append an event to events.jsonl; what it says may repeat a message from outside."""
+        told = {k: redacted(v) if isinstance(v, str) else v for k, v in details.items()}
+        append_line(self.events, {"time": round(time.time(), 3), "event": kind, **told})
 
     def write_lines(self, name: str, records: Sequence[Mapping[str, Any]]) -> Path:
         """A file of JSON lines at `name`, written whole."""

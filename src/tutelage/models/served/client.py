@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from tutelage.config import ServerConfig
 from tutelage.errors import MachineError, ServerError, UsageError
+from tutelage.secrets import keep_secret, redacted
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -77,6 +78,12 @@ class Client:
                 raise UsageError(
                     f"{role}.server.key_env names the environment variable {settings.key_env}, "
                     "which is not set; export it, or leave key_env out where no key is needed"
+                )
+            keep_secret(self._key)
+            if not (self._key.isascii() and self._key.isprintable() and " " not in self._key):
+                raise UsageError(
+                    f"the environment variable {settings.key_env} holds no API key: it has blanks, "
+                    "line breaks or letters that no header takes"
                 )
         self._client = self._http.Client(
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
@@ -241,8 +248,7 @@ class Client:
 
     def _clean(self, text: str) -> str:
         """Text from outside: without the key, on one line, without terminal escapes."""
-        if self._key:
-            text = text.replace(self._key, "***")
+        text = redacted(text)
         text = "".join(c if c.isprintable() else " " for c in text)
         return text if len(text) <= 400 else text[:400] + " ..."
 
