@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tutelage.rescue.controls import controls
     from tutelage.rescue.prompts import rescue_prompts
     from tutelage.training import train
+    from tutelage.watching.following import watch
 
 _HOMES = {
     "Config": "tutelage.config:Config",
@@ -47,6 +48,7 @@ _HOMES = {
     "report": "tutelage.reports.page:write_report",
     "rescue_prompts": "tutelage.rescue.prompts:rescue_prompts",
     "train": "tutelage.training:train",
+    "watch": "tutelage.watching.following:watch",
 }
 
 __all__ = [
@@ -70,6 +72,7 @@ __all__ = [
     "report",
     "rescue_prompts",
     "train",
+    "watch",
 ]
 
 

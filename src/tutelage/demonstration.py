@@ -41,6 +41,7 @@ from tutelage.training import train
 from tutelage.types import Prompt, SamplingParams
 
 STEPS = 120
+EVALUATE_EVERY = 20
 PROMPTS_PER_STEP = 64
 HELD_OUT = 1000
 MAX_NEW_TOKENS = 28  # a solution of seven slots has 23
@@ -121,7 +122,7 @@ def demo_config(folder: Path, seed: int) -> Config:
         rollout=RolloutConfig(prompts_per_step=PROMPTS_PER_STEP, max_new_tokens=MAX_NEW_TOKENS),
         objective=TopK(),
         optimizer=OptimizerConfig(lr=1e-3, betas=(0.9, 0.95)),
-        evaluation=EvaluationConfig(every=20),
+        evaluation=EvaluationConfig(every=EVALUATE_EVERY),
         align=AlignConfig(
             teachers={"incompatible": ModelConfig(path=str(model_path("incompatible")))}
         ),

@@ -12,6 +12,8 @@ from tutelage.errors import ServerError, UsageError
 from tutelage.metrics import Record
 from tutelage.runs.directory import full_disk_told
 from tutelage.runs.interrupts import Interrupts
+from tutelage.runs.presence import present
+from tutelage.tracking.mirrors import Mirrors, require_trackers
 from tutelage.trainer import Observer, Trainer
 
 
@@ -54,20 +56,28 @@ def train(
         raise UsageError(
             "--resume continues the run in run.dir and --overwrite deletes it; give one of them"
         )
+    if not resume:
+        require_trackers(config)
     with full_disk_told(config.run.dir):
         trainer = (
             Trainer.resume(config, observer)
             if resume
             else Trainer.start(config, observer, overwrite)
         )
-        with Interrupts() as interrupts:
-            try:
-                outcome = run_steps(trainer, interrupts)
-            except ServerError as error:
-                trainer.note_server_failure(error)
-                raise
-        student = trainer.write_student()
-        trainer.run.log_event("end", outcome=outcome, step=trainer.step)
+        every = config.evaluation.every
+        with (
+            present(trainer.run, steps=config.run.steps, evaluate_every=every),
+            full_disk_told(config.run.dir),
+            Mirrors(config, trainer.run, observer) as trainer.observer,
+        ):
+            with Interrupts() as interrupts:
+                try:
+                    outcome = run_steps(trainer, interrupts)
+                except ServerError as error:
+                    trainer.note_server_failure(error)
+                    raise
+            student = trainer.write_student()
+            trainer.run.log_event("end", outcome=outcome, step=trainer.step)
     evaluations = list(trainer.evaluations.values())
     return TrainResult(
         run=trainer.run.path,

@@ -2,9 +2,11 @@
 
 import sys
 from importlib import import_module
+from io import TextIOWrapper
 
 from tutelage.errors import TutelageError, UsageError, did_you_mean
 from tutelage.secrets import redact_tracebacks, redacted
+from tutelage.terminal import printable
 
 VERBS = {
     "demo": "the main job on the embedded models, in minutes, without network",
@@ -18,6 +20,7 @@ VERBS = {
     "rescue": "recipes for a pair that would fail: cold start, prompts, controls",
     "push": "upload a run's finished student to a hub",
     "presets": "the settings that `preset: NAME` starts from",
+    "watch": "how a run goes, in the terminal, until it ends",
     "report": "one HTML page from one or more run directories",
     "doctor": "machine, versions, extras, and what the servers of a run can do",
     "lab": "build the embedded models anew",
@@ -28,6 +31,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run a verb and return its exit code; errors a user can mend become one message."""
     redact_tracebacks()
     words = sys.argv[1:] if argv is None else argv
+    if isinstance(sys.stdout, TextIOWrapper):  # what it cannot encode is no reason to fail
+        sys.stdout.reconfigure(errors="backslashreplace")
     if not words or words[0] in ("-h", "--help"):
         print(overview())
         return 0 if words else 2
@@ -42,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
             raise UsageError(f"there is no verb {verb!r}. {did_you_mean(verb, VERBS)}")
         return import_module(f"tutelage.cli.{verb}").run(words[1:]) or 0
     except TutelageError as error:
-        print(f"tutelage: {redacted(str(error))}", file=sys.stderr)
+        print(f"tutelage: {printable(redacted(str(error)))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("tutelage: interrupted", file=sys.stderr)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from tutelage.cli.arguments import parse_with_settings, print_json, settings_help
+from tutelage.cli.arguments import parse_with_settings, print_json, put, settings_help
 
 
 def run(words: Sequence[str]) -> None:
@@ -78,8 +78,8 @@ def align(
         else:
             from tutelage.alignment.summary import summary
 
-            print(summary(found))
-            print(
+            put(summary(found))
+            put(
                 f"\nEvery token: {output / 'tokens.jsonl'}; all numbers: "
                 f"{output / 'alignment.json'}"
             )

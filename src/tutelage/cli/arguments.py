@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import tyro
 
+from tutelage.terminal import printable
+
 T = TypeVar("T")
 SETTINGS_HELP = Path(__file__).with_name("settings.txt")
 
@@ -30,16 +32,22 @@ def parse_with_settings(verb: Callable[..., Callable[[list[str]], T]], words: Se
     return call(rest)
 
 
+def put(value: object) -> None:
+    """Text on stdout; model output and paths in it are shown to a terminal, never obeyed."""
+    text = str(value)
+    print(printable(text) if sys.stdout.isatty() else text, flush=True)
+
+
 def print_json(value: Mapping[str, Any]) -> None:
-    """The verb's result as one JSON object on stdout."""
-    print(json.dumps(value, allow_nan=False, ensure_ascii=False))
+    """The verb's result as one JSON object on stdout; on a terminal without what it would obey."""
+    put(json.dumps(value, allow_nan=False, ensure_ascii=False))
 
 
 def print_lines(value: Mapping[str, Any]) -> None:
     """The verb's result for a reader."""
     width = max(map(len, value), default=0)
     for key, item in value.items():
-        print(f"{key:{width}}  {f'{item:.4g}' if isinstance(item, float) else item}")
+        put(f"{key:{width}}  {f'{item:.4g}' if isinstance(item, float) else item}")
 
 
 def show(value: Mapping[str, Any], as_json: bool) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from tutelage.cli.arguments import parse_with_settings, print_json, settings_help
+from tutelage.cli.arguments import parse_with_settings, print_json, put, settings_help
 
 NOT_GO = 3
 
@@ -62,9 +62,9 @@ def check(
         if as_json:
             print_json(found.to_dict(arguments))
         else:
-            print(summary(found, arguments))
+            put(summary(found, arguments))
             if output is not None:
-                print(f"\nAll numbers: {output}")
+                put(f"\nAll numbers: {output}")
         return 0 if found.verdict.word == "go" else NOT_GO
 
     return call

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from tutelage.cli.arguments import parse, print_json
+from tutelage.cli.arguments import parse, print_json, put
 
 
 def run(words: Sequence[str]) -> None:
@@ -34,18 +34,18 @@ def demo(
     import torch
 
     from tutelage.cli.progress import Display
-    from tutelage.demonstration import STEPS
+    from tutelage.demonstration import EVALUATE_EVERY, STEPS
     from tutelage.demonstration import demo as run_demo
 
     torch.set_num_threads(1)  # models this small only lose time to a second thread
-    with Display(STEPS) as display:
+    with Display(STEPS, name="demo", evaluate_every=EVALUATE_EVERY) as display:
         result = run_demo(seed=seed, output=output, observer=display)
     summary = result.summary
     if as_json:
         print_json(summary)
         return
     low, high = summary["accuracy_after_interval"]
-    print(
+    put(
         f"accuracy {summary['accuracy_before']:.3f} -> {summary['accuracy_after']:.3f} "
         f"[{low:.3f}, {high:.3f}], teacher {summary['teacher_accuracy']:.3f}, "
         f"{summary['seconds']:.0f} s\n"

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from tutelage.cli.arguments import parse_with_settings, print_json
+from tutelage.cli.arguments import parse_with_settings, print_json, put
 
 
 def run(words: Sequence[str]) -> None:
@@ -35,7 +35,7 @@ def doctor(
         if as_json:
             print_json(diagnosis.to_dict())
         else:
-            print(diagnosis.table(), flush=True)
+            put(diagnosis.table())
         for part, kind in (("environment", MachineError), ("server", ServerError)):
             if faults := diagnosis.faults(part):
                 raise kind("; ".join(f"{fault.name}: {fault.found}" for fault in faults))

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from tutelage.cli.arguments import parse, print_json
+from tutelage.cli.arguments import parse, print_json, put
 
 
 def run(words: Sequence[str]) -> None:
@@ -55,6 +55,6 @@ def explain(
         return
     from tutelage.diagnose.told import as_text
 
-    print(as_text(found, top))
+    put(as_text(found, top))
     if again is not None:
-        print(f"\n{again.summary()}")
+        put(f"\n{again.summary()}")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from tutelage.cli.arguments import parse
+from tutelage.cli.arguments import parse, put
 from tutelage.errors import UsageError, did_you_mean
 
 
@@ -30,17 +30,17 @@ def build(*, output: Path | None = None, seed: int | None = None) -> None:
     """
     import torch
 
-    from tutelage.cli.progress import Display
+    from tutelage.cli.progress import LabDisplay
     from tutelage.lab.embedded import EMBEDDED_SEED, EMBEDDED_SPEC, ZOO
     from tutelage.lab.embedded import build as run_build
 
     torch.set_num_threads(1)  # models this small only lose time to a second thread
     total = sum(training.steps for training in EMBEDDED_SPEC.models.values())
-    with Display(total) as display:
+    with LabDisplay(total) as display:
         paths = run_build(
             output or ZOO,
             seed=EMBEDDED_SEED if seed is None else seed,
             progress=display.on_lab_step,
         )
     for name, path in paths.items():
-        print(f"{name}  {path}")
+        put(f"{name}  {path}")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from tutelage.cli.arguments import parse_with_settings, print_json
+from tutelage.cli.arguments import parse_with_settings, print_json, put
 
 
 def run(words: Sequence[str]) -> None:
@@ -35,7 +35,7 @@ def plan(
         if as_json:
             print_json({"config": settings.model_dump(mode="json"), **result.to_dict()})
         else:
-            print(dump_config(settings))
-            print(result.table())
+            put(dump_config(settings))
+            put(result.table())
 
     return call

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from tutelage.cli.arguments import parse_with_settings, print_json
+from tutelage.cli.arguments import parse_with_settings, print_json, put
 
 
 def run(words: Sequence[str]) -> None:
@@ -38,6 +38,6 @@ def preview(
         if as_json:
             print_json(result.to_dict())
         else:
-            print(result)
+            put(result)
 
     return call

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from tutelage.cli.arguments import parse, print_json
+from tutelage.cli.arguments import parse, print_json, put
 
 
 def run(words: Sequence[str]) -> None:
@@ -41,4 +41,4 @@ def report(
     if as_json:
         print_json({"report": str(page)} | ({"csv": str(csv)} if csv else {}))
     else:
-        print(page)
+        put(page)

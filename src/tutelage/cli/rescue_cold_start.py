@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from tutelage.cli.arguments import parse_with_settings, print_json, settings_help
+from tutelage.cli.arguments import parse_with_settings, print_json, put, settings_help
 from tutelage.errors import UsageError
 
 _THEN = "--then"
@@ -78,7 +78,7 @@ def cold_start(
             if as_json:
                 print_json(found.to_dict())
             else:
-                print(summary(found, shlex.join([*_given(config), *rest])))
+                put(summary(found, shlex.join([*_given(config), *rest])))
 
         return start
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from tutelage.cli.arguments import parse_with_settings, print_json, settings_help
+from tutelage.cli.arguments import parse_with_settings, print_json, put, settings_help
 
 
 def run(words: Sequence[str]) -> None:
@@ -63,7 +63,7 @@ def controls(
         if as_json:
             print_json(found.to_dict())
         else:
-            print(summary(found))
+            put(summary(found))
 
     return call
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from tutelage.cli.arguments import parse_with_settings, print_json
+from tutelage.cli.arguments import parse_with_settings, print_json, put
 
 Select = Literal[
     "overlap", "kl", "teacher_pass_rate", "student_pass_rate", "learnability", "rescue"
@@ -119,6 +119,6 @@ def rescue_prompts(
         if as_json:
             print_json(found.to_dict())
         else:
-            print(prompts_summary(found))
+            put(prompts_summary(found))
 
     return call

@@ -41,7 +41,13 @@ def train(
         from tutelage.cli.progress import Display
         from tutelage.training import train as run_train
 
-        with Display(settings.run.steps) as display:
+        folder = Path(settings.run.dir).expanduser()
+        with Display(
+            settings.run.steps,
+            name=str(folder),
+            evaluate_every=settings.evaluation.every,
+            before=folder if resume else None,
+        ) as display:
             result = run_train(settings, resume=resume, overwrite=overwrite, observer=display)
         summary: dict[str, Any] = {
             "outcome": result.outcome,

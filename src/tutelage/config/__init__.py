@@ -120,6 +120,7 @@ from tutelage.config.self_teacher import (
     SelfTeacher,
 )
 from tutelage.config.server import ServerConfig
+from tutelage.config.trackers import TensorBoard, Tracker, Trackio, WandB
 
 __all__ = [
     "CHANGEABLE_ON_RESUME",
@@ -205,12 +206,16 @@ __all__ = [
     "TeacherEntropyWeight",
     "TeacherGatePrompt",
     "TeacherTarget",
+    "TensorBoard",
     "TipWeight",
     "TokenWeight",
     "TopK",
+    "Tracker",
+    "Trackio",
     "UniformPrompt",
     "UniformWeight",
     "Verifier",
+    "WandB",
     "WarnPolicy",
     "Warned",
     "WrongContext",

@@ -4,7 +4,13 @@ from typing import Any
 
 from tutelage.config.run import Config
 
-CHANGEABLE_ON_RESUME = {"run.steps", "run.max_hours", "run.dir"}
+CHANGEABLE_ON_RESUME = {
+    "run.steps",
+    "run.max_hours",
+    "run.dir",
+    "run.trackers",
+    "run.tracker_wait_s",
+}
 
 
 def changes_on_resume(saved: Config, config: Config) -> list[str]:

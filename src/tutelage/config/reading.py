@@ -312,6 +312,8 @@ def _field_path(location: tuple[int | str, ...], root: type[Section]) -> tuple[l
             is_name = get_origin(fields[part].annotation) is dict
         elif branch:
             inside = branch
+        elif part.isdigit():  # the place in a list of sections
+            path.append(part)
         elif not part.startswith("literal["):
             path.append(part)
             inside = []

@@ -9,6 +9,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    field_validator,
     model_validator,
 )
 
@@ -28,6 +29,7 @@ from tutelage.config.objective import (
     UniformPrompt,
 )
 from tutelage.config.self_teacher import CONTEXTS, SelfTeacher, Teacher, as_model
+from tutelage.config.trackers import Trackers
 
 
 class Exact(Section):
@@ -204,6 +206,18 @@ class RunConfig(Section):
     """Rollouts written with token-level scores at each evaluation."""
     metrics_k: PositiveInt = 16
     """Size of the top-k sets of the overlap metrics; at most an eighth of the vocabulary."""
+    trackers: Trackers = ()
+    """Mirrors of metrics.jsonl, each at most once; names suffice: tensorboard, trackio, wandb."""
+    tracker_wait_s: NonNegativeFloat = 10.0
+    """Most seconds that the end of a run waits until its mirrors are whole."""
+
+    @field_validator("trackers")
+    @classmethod
+    def _each_once(cls, trackers: Trackers) -> Trackers:
+        types = [tracker.type for tracker in trackers]
+        if twice := {name for name in types if types.count(name) > 1}:
+            raise ValueError(f"{', '.join(sorted(twice))} stands twice; keep one")
+        return trackers
 
 
 # Arguments of transformers' apply_chat_template that are not handed to the template.
