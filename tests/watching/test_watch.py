@@ -134,6 +134,7 @@ def test_shares_of_the_phases_are_of_the_last_steps():
         {"kind": "train", "step": 3, "kl/reverse": "x", "perf/rollout_s": None},
         {"kind": "eval", "step": 3, "accuracy": float("nan")},
         {"kind": ["train"], "step": 1},
+        {"kind": "train", "step": 1, "kl/reverse": 10**400, "entropy/gap": True},
     ],
 )
 def test_a_strange_record_is_no_error_and_no_number(record):

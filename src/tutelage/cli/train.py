@@ -39,9 +39,10 @@ def train(
         settings = load_config(config, [*rest, *limit])
 
         from tutelage.cli.progress import Display
+        from tutelage.paths import usable_path
         from tutelage.training import train as run_train
 
-        folder = Path(settings.run.dir).expanduser()
+        folder = usable_path(settings.run.dir, "run.dir")
         with Display(
             settings.run.steps,
             name=str(folder),

@@ -26,6 +26,7 @@ _POLL_S = 0.5
 
 def main() -> None:
     """Mirror what the first line of stdin orders."""
+    os.nice(10)  # one that computes without end leaves the processor to the run
     words = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever a tracker prints must not be taken for a word
     sys.stdout = sys.stderr

@@ -18,6 +18,7 @@ from typing import Any
 from tutelage.config import Config, Tracker, WandB
 from tutelage.errors import MachineError
 from tutelage.runs.directory import Run
+from tutelage.terminal import one_line
 from tutelage.tracking.writers import folder_of
 
 Record = dict[str, Any]
@@ -158,8 +159,8 @@ class _Mirror:
             os.set_blocking(self.process.stdin.fileno(), False)  # an order fits into the pipe
             self.process.stdin.write(json.dumps(order).encode() + b"\n")
             self.process.stdin.flush()
-        except OSError as error:
-            self.fault = f"it did not start: {error}"
+        except (OSError, RuntimeError, ValueError) as error:  # a folder that cannot be had
+            self.fault = f"it did not start: {one_line(str(error))}"
 
     def look(self, now: float, written: int = 0) -> None:
         """Hear what it says; give it up where it has said nothing for too long."""

@@ -115,8 +115,7 @@ def wandb(order: Mapping[str, Any], config: Mapping[str, Any]) -> Callable[[], W
                 id=order["id"],
                 dir=order["folder"],
                 mode=tracker["mode"],
-                # Offline files of one id are one run once they are uploaded.
-                resume="allow" if tracker["mode"] == "online" else None,
+                resume="allow",  # files of one id are one run once they are uploaded
                 config=dict(config),
                 settings=settings,
             )

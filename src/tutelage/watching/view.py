@@ -1,12 +1,12 @@
 """What can be said of a run from its records, kept up to date one record at a time."""
 
-import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+_LARGEST = 1e100  # as what a run leaves is checked: sums of larger numbers overflow
 RECENT = 20
 """Steps over which times are averaged."""
 
@@ -189,4 +189,4 @@ def _seconds(record: Mapping[str, Any]) -> dict[str, float]:
 def _number(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if math.isfinite(value) else None
+    return float(value) if abs(value) <= _LARGEST else None
