@@ -69,6 +69,7 @@ def test_the_key_of_a_server_reaches_no_file_and_no_screen(place, tmp_path, capf
         "align": [*config, "-o", "align"],
         "eval": [model, "--prompts", prompts, "--verifier", "numeric", "--max-new-tokens", "4"],
         "explain": [run],
+        "watch": [run],
         "report": [run],
         "push": [run, "someone/student"],
         "presets": [],

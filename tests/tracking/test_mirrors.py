@@ -211,7 +211,7 @@ def test_an_online_key_reaches_its_tracker_alone(settings, tmp_path, monkeypatch
         ("tensorbord", "Known|Did you mean 'tensorboard'"),
         (["wandb", {"type": "wandb", "project": "other"}], "wandb stands twice"),
         ({"type": "wandb", "key_env": "KEY"}, "offline sends nothing"),
-        ({"type": "wandb", "mode": "online", "key_env": "not a name"}, "key_env"),
+        ({"type": "wandb", "mode": "online", "key_env": "not a name"}, "NAME of an env"),
         ({"type": "trackio", "projekt": "x"}, "Did you mean 'project'"),
         ({"type": "trackio", "project": "../../etc"}, "project"),
     ],

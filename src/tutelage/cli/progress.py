@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from tutelage.secrets import redacted
 from tutelage.terminal import printable
 from tutelage.watching.drawing import Picture
 from tutelage.watching.following import GOES_ON, Follower, Watched
@@ -57,7 +58,7 @@ class Screen:
 
     def say(self, line: str) -> None:
         """One line; model text and paths are never read as markup, nor obeyed."""
-        self.console.print(printable(line), markup=False)
+        self.console.print(printable(redacted(line)), markup=False)
 
     def say_progress(self, view: View, remaining_s: float | None) -> None:
         """How far the run is, where nothing is redrawn: now and then."""
@@ -220,7 +221,7 @@ def draw(watched: Watched, stream: IO[str]) -> None:
 def say(line: str) -> None:
     """One line on stderr; model text and paths are never read as markup, nor obeyed."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print(printable(line), markup=False)
+    console.print(printable(redacted(line)), markup=False)
 
 
 def look_line(record: Mapping[str, Any]) -> str:

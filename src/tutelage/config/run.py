@@ -208,7 +208,7 @@ class RunConfig(Section):
     """Size of the top-k sets of the overlap metrics; at most an eighth of the vocabulary."""
     trackers: Trackers = ()
     """Mirrors of metrics.jsonl, each at most once; names suffice: tensorboard, trackio, wandb."""
-    tracker_wait_s: NonNegativeFloat = 10.0
+    tracker_wait_s: NonNegativeFloat = 15.0
     """Most seconds that the end of a run waits until its mirrors are whole."""
 
     @field_validator("trackers")

@@ -65,6 +65,9 @@ def _variable(name: str) -> str:
     return name
 
 
+VariableName = Annotated[str, AfterValidator(_variable)]
+
+
 class ServerConfig(Section):
     """A vLLM server that plays the model's part; `path` then gives tokenizer and stop ids."""
 
@@ -72,7 +75,7 @@ class ServerConfig(Section):
     """Address of the server, such as http://127.0.0.1:8000."""
     model: str | None = None
     """Name the model is served under; None takes the only one."""
-    key_env: Annotated[str, AfterValidator(_variable)] | None = None
+    key_env: VariableName | None = None
     """NAME of the environment variable that holds the API key; never the key itself."""
     timeout_s: PositiveFloat = 120.0
     """Seconds an answer may take from the request to its last byte."""

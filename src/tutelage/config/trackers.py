@@ -2,9 +2,10 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, Discriminator, StringConstraints, model_validator
 
 from tutelage.config.base import Section, tagged
+from tutelage.config.server import VariableName
 
 Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._ -]*$", max_length=100)]
 
@@ -40,7 +41,7 @@ class WandB(_Mirror):
     """offline writes files, which `wandb sync` uploads; online sends every record."""
     entity: Word | None = None
     """User or team that owns the project; None takes the account's own."""
-    key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    key_env: VariableName | None = None
     """NAME of the environment variable that holds the API key, for online; never the key itself."""
 
     @model_validator(mode="after")

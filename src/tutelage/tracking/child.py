@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from tutelage.runs.directory import replace_text, to_json
 from tutelage.runs.following import Tail
+from tutelage.secrets import redacted
 from tutelage.terminal import one_line
 from tutelage.tracking.writers import WRITERS, Writer, numbers_of
 
@@ -26,7 +27,7 @@ _POLL_S = 0.5
 
 def main() -> None:
     """Mirror what the first line of stdin orders."""
-    os.nice(10)  # one that computes without end leaves the processor to the run
+    os.nice(5)  # one that computes without end leaves the processor to the run
     words = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever a tracker prints must not be taken for a word
     sys.stdout = sys.stderr
@@ -50,8 +51,8 @@ def main() -> None:
         writer.close()
         _say(words, done=True)
     except BaseException as error:
-        fault = _without_key(f"{type(error).__name__}: {error}", order)
-        _say(words, phase=phase, fault=one_line(fault))
+        fault = one_line(f"{type(error).__name__}: {error}")
+        _say(words, phase=phase, fault=redacted(fault))
     words.close()
     _vanish()  # what a tracker does at exit has no deadline of its own
 
@@ -100,11 +101,6 @@ def _say(words: IO[str], **what: Any) -> None:
         words.flush()
     except OSError:  # the run died; what is left is mirrored all the same
         pass
-
-
-def _without_key(text: str, order: Mapping[str, Any]) -> str:
-    key = os.environ.get("WANDB_API_KEY")
-    return text.replace(key, "***") if key else text
 
 
 if __name__ == "__main__":
