@@ -99,8 +99,8 @@ def reserve_run(path: str | Path, *, overwrite: bool = False) -> Run:
     folder = usable_path(path, "run directory")
     if folder.is_symlink():
         raise UsageError(
-            f"run directory {folder} is a symbolic link, and a new run would replace what it points "
-            "to; give the directory itself, or another name"
+            f"run directory {folder} is a symbolic link, and a new run would replace what it "
+            "points to; give the directory itself, or another name"
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if not overwrite:
