@@ -40,6 +40,9 @@ class Report:
     numbers: list[tuple[str, str, list[Cell]]] = field(default_factory=list)
     """Where the runs ended."""
 
+    answers: list[tuple[str, Path]] = field(default_factory=list)
+    """Name and directory of what may have answers to show token by token."""
+
     def figures(self) -> Iterator[Figure]:
         """All of them, in the order of the page."""
         for _, figures in self.groups:
@@ -85,6 +88,11 @@ def gather(paths: Sequence[str | Path], *, whole: bool = False) -> Report:
         groups=[(title, figures) for title, figures in groups if figures],
         settings=differing_settings(stories) if len(stories) > 1 else [],
         numbers=final_numbers(stories),
+        answers=[
+            (name, path)
+            for (path, kind), name in zip(found, names, strict=True)
+            if kind in ("train", "align")
+        ],
     )
 
 

@@ -17,6 +17,7 @@ from tutelage.reports.results import check_table
 from tutelage.reports.section import Section
 from tutelage.reports.story import SHOWN_TEXT
 from tutelage.reports.text import visible
+from tutelage.reports.tokens import token_section
 from tutelage.runs.directory import full_disk_told, output_file, replace_text
 
 MOST_EVALUATIONS = 60
@@ -74,7 +75,8 @@ def _cell(value: Any) -> Any:
 
 def sections(report: Report) -> list[Section]:
     """Parts with a script of their own; they stand before the settings, in this order."""
-    return []
+    tokens = token_section(report.answers)
+    return [] if tokens is None else [tokens]
 
 
 def render_page(report: Report) -> str:
