@@ -28,6 +28,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="folder with the real question sets",
     )
     parser.addoption(
+        "--chaos-seed", type=int, default=1, help="when and where the chaos run is killed"
+    )
+    parser.addoption(
         "--screenshots",
         default=str(Path(__file__).parents[1] / "build" / "screenshots"),
         help="folder for pictures of the pages that tests open in a browser",

@@ -135,7 +135,8 @@ def tiny_run(folder: Path, student: Path, teacher: Path, lr: float) -> Callable[
             "run": {"dir": str(folder / "run"), "steps": 4, "save_every": 2},
         }
         for name, section in sections.items():
-            tree[name] = {**tree.get(name, {}), **section}
+            kept = {} if name == "teacher" and "type" in section else tree.get(name, {})
+            tree[name] = {**kept, **section}
         return parse_config(tree)
 
     return make

@@ -244,6 +244,12 @@ def summarise_sources(rollouts: Sequence[Rollout], table: TokenTable, rows: Tens
     return record
 
 
+def defined_rows(table: TokenTable, rows: Tensor, count: int) -> Tensor:
+    """bool [count]: rollouts of which both sides' log-probability of every token is finite."""
+    known = table["student_logprob"].isfinite() & table["teacher_logprob"].isfinite()
+    return torch.bincount(rows[~known], minlength=count) == 0
+
+
 def sequence_rewards(table: TokenTable, rows: Tensor, count: int) -> list[float | None]:
     """Mean of log q(y) - log p(y) over each rollout; None for an empty one."""
     totals = torch.zeros(count, dtype=torch.float64)

@@ -25,15 +25,16 @@ def take_step(
     *,
     lr: float,
     grad_clip: float,
+    usable: bool = True,
 ) -> tuple[float, bool]:
     """Clip, move the weights, drop the gradient; its norm, and whether the step was applied.
 
-    A loss or gradient that is not finite is not applied.
+    A loss or gradient that is not finite is not applied, nor one that is not `usable`.
     """
     for group in optimizer.param_groups:
         group["lr"] = lr
     norm = torch.nn.utils.clip_grad_norm_(student.model.parameters(), grad_clip).item()
-    applied = math.isfinite(norm) and math.isfinite(loss)
+    applied = usable and math.isfinite(norm) and math.isfinite(loss)
     if applied:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)

@@ -237,8 +237,8 @@ def _run(
         began = trainer.evaluate()
     stopped = None
     try:
-        with Interrupts() as interrupts:
-            run_steps(trainer, interrupts)
+        with Interrupts() as trainer.interrupts:
+            run_steps(trainer)
     except GuardStop as guard:
         stopped = str(guard)
     taken = trainer.steps[-WINDOW:] if trainer.step > start else []

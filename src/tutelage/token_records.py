@@ -28,6 +28,10 @@ class LikelyTokens:
 
     def __init__(self, places: Collection[int], k: int) -> None:
         self.places, self.k = torch.tensor(sorted(places), dtype=torch.long), k
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew."""
         self._rows: list[Tensor] = []
         self._ids: dict[str, list[Tensor]] = {side: [] for side in _SIDES}
         self._logprobs: dict[str, list[Tensor]] = {side: [] for side in _SIDES}
@@ -111,7 +115,7 @@ def token_scores(
 ) -> dict[str, Any]:
     """A rollout with its `mine` rows of a table, one number a token; undefined is null.
 
-    `likely` is what `LikelyTokens.of` gave of it.
+    `likely` is what `LikelyTokens.of` gave of it; empty where nobody looked.
     """
     columns = {
         key: [round(v, 5) if math.isfinite(v) else None for v in values[mine].tolist()]

@@ -1,12 +1,13 @@
 """The state of a run, and the stages of its step."""
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,7 +18,6 @@ from tutelage.alignment.curriculum import Curriculum
 from tutelage.alignment.estimates import Alignment
 from tutelage.alignment.probe import Probe, best_teacher, make_probe
 from tutelage.config import (
-    CHANGEABLE_ON_RESUME,
     AnnealSchedule,
     Config,
     CurriculumPolicy,
@@ -38,12 +38,13 @@ from tutelage.config import (
 from tutelage.contrast import contrast
 from tutelage.credit import gate_weights, pass_rate_weights
 from tutelage.data.verify import judge
-from tutelage.errors import GuardStop, Interrupted, Preempted, ServerError, UsageError
+from tutelage.errors import GuardStop, MachineError, ServerError
 from tutelage.evaluation import evaluate, write_questions
 from tutelage.gradient import Models, StepGradient, accumulate, measure, move_of_policy
 from tutelage.metrics import (
     Record,
     TokenTable,
+    defined_rows,
     overlap_k,
     summarise_positions,
     summarise_rollouts,
@@ -52,6 +53,7 @@ from tutelage.metrics import (
 )
 from tutelage.models.average import FILE as AVERAGE
 from tutelage.models.checkpoints import keep_pinned, pin_models
+from tutelage.models.memory import halve_until_it_fits
 from tutelage.models.served.student import ServedStudent
 from tutelage.ops.sampling import uniforms
 from tutelage.optimizing import learning_rate, make_optimizer, take_step
@@ -64,19 +66,20 @@ from tutelage.runs.checkpoints import (
     save_checkpoint,
     saved_steps,
     set_aside,
+    size_of_checkpoint,
 )
 from tutelage.runs.directory import (
     Run,
-    append_line,
     create_run,
     environment,
     finite,
     open_run,
     replace_text,
     reserve_run,
+    says_full,
     to_json,
 )
-from tutelage.runs.interrupts import Interrupts
+from tutelage.runs.interrupts import Interrupts, Stop
 from tutelage.runs.records import metric_records
 from tutelage.runs.rollouts import rollout_from_json, rollout_to_json
 from tutelage.session import Session, prepare
@@ -87,8 +90,11 @@ from tutelage.token_records import LikelyTokens, held_out_weights, listed_tokens
 from tutelage.types import RenderedPrompt, Rollout, SamplingParams
 
 Observer = Callable[[Record], None]
+T = TypeVar("T")
 # Steps that no training step has, so that evaluation never shares its draws.
 EVALUATION_STEP = -1
+# Batches of steps that were not applied kept whole; of further ones the ids are.
+DUMPS = 16
 # One rollout in so many tells how far a step moved the policy, at least four of them.
 MOVE_EVERY = 16
 
@@ -96,14 +102,23 @@ MOVE_EVERY = 16
 class Trainer:
     """Everything a run knows; `training.py` tells in which order the stages follow."""
 
-    def __init__(self, config: Config, run: Run, session: Session, observer: Observer) -> None:
+    def __init__(
+        self,
+        config: Config,
+        run: Run,
+        session: Session,
+        observer: Observer,
+        interrupts: Interrupts | None = None,
+    ) -> None:
         self.config, self.run, self.observer = config, run, observer
+        self.interrupts = interrupts or Interrupts()
         self.models, self.session = session.models, session
         self.optimizer = make_optimizer(self.models.student, config.optimizer)
         self.overlap_k = overlap_k(config.run.metrics_k, self.models.student.vocabulary)
         judged = "accuracy" if session.verify else "reverse_kl"
         self.metric = config.evaluation.metric or judged
-        self.step = 0
+        self.step = self.sitting_began_at = 0
+        self.micro_batch_size = config.optimizer.micro_batch_size
         self.timings = Timings()
         self.started = time.monotonic()
         self.best_step, self.best_value, self.evaluations_since_best = 0, -math.inf, 0
@@ -123,44 +138,102 @@ class Trainer:
             else None
         )
         self.saved: int | None = None
+        self.told_full = False
 
     @classmethod
-    def start(cls, config: Config, observer: Observer, overwrite: bool = False) -> "Trainer":
-        """A new run; its directory is made only once everything fits together."""
+    def start(
+        cls,
+        config: Config,
+        observer: Observer,
+        overwrite: bool = False,
+        interrupts: Interrupts | None = None,
+    ) -> "Trainer":
+        """A new run; its directory is filled only once everything fits together.
+
+        Raises:
+            Preempted: a signal came first; the settings are kept, for --resume to begin with.
+        """
+        interrupts = interrupts or Interrupts()
         run = reserve_run(config.run.dir, overwrite=overwrite)
-        config = pin_models(config)
-        trainer = cls(config, run, prepare(config), observer)
+        try:
+            with interrupts.abandoning():
+                config = pin_models(config)
+                trainer = cls(config, run, prepare(config), observer, interrupts)
+        except Stop:
+            create_run(run.path, overwrite=overwrite)
+            replace_text(run.path / "config.yaml", dump_config(config))
+            interrupts.heed(f" before the first step; {go_on(run)}")
         create_run(run.path, overwrite=overwrite)
-        replace_text(run.path / "config.yaml", dump_config(config))
-        replace_text(run.path / "environment.json", to_json(environment()))
-        replace_text(run.path / "data.json", to_json(trainer.session.digests()))
-        if trainer.session.servers:
-            replace_text(run.path / "servers.json", to_json(trainer.session.servers_record()))
-        for note in trainer.session.notes:
-            run.log_event(**note)
-        trainer.tell_notes()
+        trainer.begin()
         return trainer
 
     @classmethod
-    def resume(cls, config: Config, observer: Observer) -> "Trainer":
-        """The run in `run.dir`, as its newest valid checkpoint left it."""
+    def resume(
+        cls,
+        config: Config,
+        observer: Observer,
+        allowed: Sequence[str] = (),
+        interrupts: Interrupts | None = None,
+    ) -> "Trainer":
+        """The run in `run.dir`, as its newest valid checkpoint left it, or from its first step.
+
+        `allowed` names the settings that may differ from those that the run began with.
+
+        Raises:
+            Preempted: a signal came first.
+        """
+        interrupts = interrupts or Interrupts()
         run = open_run(config.run.dir)
         saved = load_config(run.path / "config.yaml")
         config = keep_pinned(config, saved)
-        if changes := changes_on_resume(saved, config):
-            raise UsageError(
-                "--resume continues a run with the settings it began with, but "
-                + "; ".join(changes)
-                + f". Only {', '.join(sorted(CHANGEABLE_ON_RESUME))} may change"
-            )
+        changes = changes_on_resume(saved, config, allowed)
         checkpoint, skipped = newest_checkpoint(run.checkpoints)
-        session = prepare(config, str(checkpoint.path))
-        session.require_same_prompts(run.path / "data.json", config)
-        session.require_same_teacher(run.path / "servers.json")
-        trainer = cls(config, run, session, observer)
-        trainer.restore(checkpoint, skipped)
-        trainer.tell_notes()
+        try:
+            with interrupts.abandoning():
+                if checkpoint is None:
+                    config = pin_models(config)
+                session = prepare(config, None if checkpoint is None else str(checkpoint.path))
+                if checkpoint is not None:
+                    session.require_same_prompts(run.path / "data.json", config)
+                    if not any(change.startswith("teacher.") for change in changes):
+                        session.require_same_teacher(run.path / "servers.json")
+                trainer = cls(config, run, session, observer, interrupts)
+        except Stop:
+            interrupts.heed(f" while models were loaded; {go_on(run)}")
+        for change in [*changes, *(f"{name}: {fault}" for name, fault in skipped.items())]:
+            observer({"kind": "note", "text": f"resumed although {change}"})
+        if checkpoint is None:
+            trainer.begin()
+        else:
+            trainer.restore(checkpoint, skipped)
+            trainer.write_settings()
+            trainer.tell_notes()
+        run.log_event(
+            "resume",
+            step=trainer.step,
+            changed=changes,
+            skipped=[f"{name}: {fault}" for name, fault in skipped.items()],
+            set_aside=[f"damaged.{name}" for name in skipped],
+            versions=environment()["versions"],
+        )
         return trainer
+
+    def begin(self) -> None:
+        """Write down what a run begins with; records of an earlier beginning go."""
+        self.write_settings()
+        replace_text(self.run.path / "environment.json", to_json(environment()))
+        replace_text(self.run.path / "data.json", to_json(self.session.digests()))
+        self.run.cut_torn_lines()
+        self.run.truncate_after(-1)
+        for note in self.session.notes:
+            self.run.log_event(**note)
+        self.tell_notes()
+
+    def write_settings(self) -> None:
+        """The settings the run goes on with, and what its servers said of themselves."""
+        replace_text(self.run.path / "config.yaml", dump_config(self.config))
+        if self.session.servers:
+            replace_text(self.run.path / "servers.json", to_json(self.session.servers_record()))
 
     def tell_notes(self) -> None:
         """Show what was noticed when models and prompts were put together."""
@@ -170,12 +243,14 @@ class Trainer:
     # --- the stages of a step ----------------------------------------------------------------
 
     def next_rollouts(self) -> list[Rollout]:
-        """The rollouts to train on: sampled now, or `delay_steps` ago."""
+        """The rollouts to train on, sampled now or `delay_steps` ago; pending until they were."""
         self.timings = Timings()
         last = self.step + self.config.rollout.delay_steps
         for step in range(self.step + len(self.pending), last + 1):
-            self.pending.append(self.judge(self.sample(self.prompts_of(step), step)))
-        return self.pending.pop(0)
+            with self.interrupts.abandoning():
+                rollouts = self.judge(self.sample(self.prompts_of(step), step))
+            self.pending.append(rollouts)
+        return self.pending[0]
 
     def prompts_of(self, step: int) -> list[RenderedPrompt]:
         """The prompts of a step: every epoch walks them all in an order of its own."""
@@ -233,27 +308,42 @@ class Trainer:
         settings, student = self.config.optimizer, self.models.student
         control, average = self.config.control, self.session.average
         lr = learning_rate(settings, self.step, self.config.run.steps)
-        result = accumulate(
-            self.models,
-            self.config.objective,
-            rollouts,
-            micro_batch_size=settings.micro_batch_size,
-            aggregation=settings.aggregation,
-            overlap_k=self.overlap_k,
-            prompt_weights=self.prompt_weights(rollouts),
-            teacher_share=self.teacher_share(),
-            fixed_advantage=control.advantage if isinstance(control, FixedAdvantage) else None,
-            timings=self.timings,
-        )
+        with self.interrupts.abandoning():
+            weights, share = self.prompt_weights(rollouts), self.teacher_share()
+            result = self.in_parts(
+                lambda size: accumulate(
+                    self.models,
+                    self.config.objective,
+                    rollouts,
+                    micro_batch_size=size,
+                    aggregation=settings.aggregation,
+                    overlap_k=self.overlap_k,
+                    prompt_weights=weights,
+                    teacher_share=share,
+                    fixed_advantage=control.advantage
+                    if isinstance(control, FixedAdvantage)
+                    else None,
+                    timings=self.timings,
+                ),
+                len(rollouts),
+            )
         with self.timings("optimizer"):
             norm, applied = take_step(
-                self.optimizer, student, result.loss, lr=lr, grad_clip=settings.grad_clip
+                self.optimizer,
+                student,
+                result.loss,
+                lr=lr,
+                grad_clip=settings.grad_clip,
+                usable=not bool(result.table["teacher_logprob"].isnan().any()),
             )
             if applied and average is not None:
                 average.follow(student)
         moved = self.move(rollouts, result) if applied else None
         self.step += 1
+        self.pending = self.pending[1:]
         student.policy_step = self.step
+        if not applied:
+            self.dump(rollouts, result, norm)
         record: Record = {"kind": "train", "step": self.step, "applied": applied, "lr": lr}
         record |= finite({"loss": result.loss, "grad_norm": norm, "update/kl": moved})
         record |= finite(summarise_tokens(result.table))
@@ -267,12 +357,55 @@ class Trainer:
         told = {
             key: finite(part) if isinstance(part, dict) else part for key, part in series.items()
         }
-        append_line(self.run.path / "positions.jsonl", {"step": self.step, **told})
+        self.run.append(self.run.path / "positions.jsonl", {"step": self.step, **told})
+
+    def in_parts(self, work: Callable[[int], T], rollouts: int) -> T:
+        """`work(micro-batch size)`; memory that does not hold it halves the size for good."""
+
+        def told(size: int, reason: str) -> None:
+            self.optimizer.zero_grad(set_to_none=True)
+            self.micro_batch_size = size
+            text = f"memory was full ({reason}), so {size} rollouts go through the models at once"
+            self.run.log_event("out_of_memory", step=self.step, micro_batch_size=size, text=text)
+            self.observer({"kind": "note", "text": text})
+
+        advice = (
+            "Lower rollout.max_new_tokens, set student.gradient_checkpointing, or train LoRA "
+            "(student.lora)"
+        )
+        return halve_until_it_fits(work, min(self.micro_batch_size, rollouts), told, advice)
+
+    def dump(self, rollouts: Sequence[Rollout], result: StepGradient, norm: float) -> None:
+        """Keep the batch of a step that was not applied, and which of its scores are undefined."""
+        name = f"not_applied/step-{self.step}.jsonl"
+        whole = [bool(row) for row in defined_rows(result.table, result.rows, len(rollouts))]
+        event = {
+            "step": self.step,
+            **finite({"loss": result.loss, "grad_norm": norm}),
+            "batch": [[r.prompt.id, r.index] for r in rollouts],
+            "undefined": [
+                [r.prompt.id, r.index]
+                for r, known in zip(rollouts, whole, strict=True)
+                if not known
+            ],
+        }
+        if len(list((self.run.path / "not_applied").glob("*.jsonl"))) < DUMPS:
+            culprits = [i for i, known in enumerate(whole) if not known] or range(len(rollouts))
+            tokenizer = self.models.student.tokenizer
+            self.run.write_lines(
+                name,
+                [
+                    token_scores(rollouts[i], tokenizer, result.table, result.rows == i, {})
+                    for i in culprits
+                ],
+            )
+            event["file"] = name
+        self.run.log_event("not_applied", **event)
 
     def move(self, rollouts: Sequence[Rollout], result: StepGradient) -> float:
         """How far the step just taken moved the policy, in nats a token."""
         count = max(min(4, len(rollouts)), len(rollouts) // MOVE_EVERY)
-        count = min(count, self.config.optimizer.micro_batch_size)
+        count = min(count, self.micro_batch_size)
         chosen = [i * len(rollouts) // count for i in range(count)]
         before = [result.table["student_logprob"][result.rows == i] for i in chosen]
         with self.timings("move"):
@@ -399,32 +532,33 @@ class Trainer:
             return self.evaluations[self.step]
         samples = self.config.evaluation.samples
         started = time.monotonic()
-        result = evaluate(
-            self.session.sampler,
-            self.session.held_out,
-            self.session.verify,
-            self.evaluation_params(),
-            samples=samples,
-            seed=self.config.run.seed,
-            step=EVALUATION_STEP,
-        )
-        seen = self.session.show_siblings(result.rollouts)
-        # One rollout each of questions spread over the held-out set, the same at every evaluation.
-        shown = min(len(result.questions), self.config.run.record_rollouts)
-        places = [i * len(result.questions) // shown * samples for i in range(shown)]
-        tokens = sum(len(seen[i].completion_ids) for i in places)
-        likely = LikelyTokens(places, listed_tokens(self.config.run.metrics_k, tokens))
-        table, rows = self.measure(self.models, seen, likely)
+        with self.interrupts.abandoning():
+            result = evaluate(
+                self.session.sampler,
+                self.session.held_out,
+                self.session.verify,
+                self.evaluation_params(),
+                samples=samples,
+                seed=self.config.run.seed,
+                step=EVALUATION_STEP,
+            )
+            seen = self.session.show_siblings(result.rollouts)
+            # One rollout each of questions spread over the held-out set, the same at every
+            # evaluation.
+            shown = min(len(result.questions), self.config.run.record_rollouts)
+            places = [i * len(result.questions) // shown * samples for i in range(shown)]
+            tokens = sum(len(seen[i].completion_ids) for i in places)
+            likely = LikelyTokens(places, listed_tokens(self.config.run.metrics_k, tokens))
+            table, rows = self.measure(self.models, seen, likely)
+            asked = self.ask_teacher() if self.step == 0 else {}
+            others = self.session.other_contexts
+            beside = contrast(self.models, seen, others, table, self.measure) if others else {}
         record: Record = {"kind": "eval", "step": self.step}
         record |= result.record(ks=[samples] if samples > 1 else [])
         record |= finite(summarise_tokens(table))
         record |= finite(summarise_rollouts(result.rollouts, table, rows))
         record |= finite(summarise_sources(result.rollouts, table, rows))
-        if self.step == 0:
-            record |= self.ask_teacher()
-        record |= self.session.contexts_missing(seen)
-        if others := self.session.other_contexts:
-            record |= finite(contrast(self.models, seen, others, table, self.measure))
+        record |= asked | self.session.contexts_missing(seen) | finite(beside)
         record["perf/eval_s"] = time.monotonic() - started
         self.evaluations[self.step] = record
         write_questions(result, self.run.path / "eval" / f"step-{self.step}.jsonl")
@@ -446,13 +580,19 @@ class Trainer:
         self, models: Models, rollouts: Sequence[Rollout], likely: LikelyTokens | None = None
     ) -> tuple[TokenTable, Tensor]:
         """Per-token metrics of rollouts, and which rollout each token is of."""
-        return measure(
-            models,
-            rollouts,
-            micro_batch_size=self.config.optimizer.micro_batch_size,
-            overlap_k=self.overlap_k,
-            look=None if likely is None else likely.look,
-        )
+
+        def work(size: int) -> tuple[TokenTable, Tensor]:
+            if likely is not None:
+                likely.forget()  # what a larger size saw before memory was full
+            return measure(
+                models,
+                rollouts,
+                micro_batch_size=size,
+                overlap_k=self.overlap_k,
+                look=None if likely is None else likely.look,
+            )
+
+        return self.in_parts(work, len(rollouts))
 
     def evaluation_params(self) -> SamplingParams:
         """How held-out completions are drawn."""
@@ -507,17 +647,15 @@ class Trainer:
     def keep_best(self, record: Record) -> None:
         """Remember the best evaluation, and save its weights."""
         self.saved = None  # what a checkpoint of this step should hold has changed
-        key = "accuracy" if self.metric == "accuracy" else "kl/reverse"
-        value = record.get(key)
-        if value is None:
+        score = self.score(record)
+        if score is None:
             return
-        score = value if key == "accuracy" else -value
         if score > self.best_value and self.applied:
             self.best_step, self.best_value, self.evaluations_since_best = self.step, score, 0
-            if self.step:
-                self.save()
         else:
             self.evaluations_since_best += 1
+        if self.step and self.applied and self.step in self.best_steps():
+            self.save()
 
     # --- probing -----------------------------------------------------------------------------
 
@@ -541,9 +679,11 @@ class Trainer:
         if (curriculum := self.curriculum) is not None:
             window, _ = curriculum.window(self.probes)
             record["alignment/window"] = window
-            told, found = probe(self.step, self.teacher, lambda p: curriculum.fits(p, window))
-        else:
-            told, found = probe(self.step, self.teacher)
+        with self.interrupts.abandoning():
+            if curriculum is None:
+                told, found = probe(self.step, self.teacher)
+            else:
+                told, found = probe(self.step, self.teacher, lambda p: curriculum.fits(p, window))
         record |= told
         signal = signals.of_probes([*self.probes, record], settings.patience)
         exhausted = signal is not None and signal.name == "teacher_exhausted"
@@ -612,6 +752,8 @@ class Trainer:
 
         Raises:
             GuardStop: the weights are not finite; older checkpoints are worth more.
+            MachineError: the disk has no room for it, also with all but the newest and the best
+                checkpoints removed.
         """
         if self.saved == self.step:
             return
@@ -626,14 +768,55 @@ class Trainer:
             "best_value": self.best_value if math.isfinite(self.best_value) else None,
             "evaluations_since_best": self.evaluations_since_best,
             "warned": sorted(self.warned),
+            "micro_batch_size": self.micro_batch_size,
             "pending": [[rollout_to_json(r) for r in step] for step in self.pending],
         }
         average = self.session.average
         further = {} if average is None else {AVERAGE: average.tensors()}
-        save_checkpoint(self.run.checkpoints, self.step, student, self.optimizer, state, further)
+        root = self.run.checkpoints
+
+        def write() -> None:
+            self.run.write_waiting()  # a checkpoint without the records before it is none
+            save_checkpoint(root, self.step, student, self.optimizer, state, further)
+
+        try:
+            write()
+        except Exception as error:
+            if not says_full(error):
+                raise
+            prune(root, 1, protected=self.best_steps())
+            try:
+                write()
+            except Exception as again:
+                if not says_full(again):
+                    raise
+                needed = size_of_checkpoint(student, self.optimizer) / 2**20
+                free = shutil.disk_usage(self.run.path).free / 2**20
+                raise MachineError(
+                    f"the disk of {self.run.path} is full: a checkpoint takes {needed:,.0f} MiB "
+                    f"and {free:,.0f} are free. Free some space; the checkpoints saved before are "
+                    f"whole, so {go_on(self.run)}"
+                ) from None
         self.saved = self.step
-        prune(self.run.checkpoints, self.config.run.keep, protected=[self.best_step])
+        prune(root, self.config.run.keep, protected=self.best_steps())
         self.point_to_best()
+
+    def best_steps(self) -> list[int]:
+        """Steps of the `run.keep_best` best evaluations, the best first."""
+        scores = {
+            step: score
+            for step, record in self.evaluations.items()
+            if (score := self.score(record)) is not None
+        }
+        ranked = sorted(scores, key=lambda step: (-scores[step], step))
+        first = [self.best_step, *(step for step in ranked if step != self.best_step)]
+        return first[: self.config.run.keep_best]
+
+    def score(self, record: Record) -> float | None:
+        """What evaluations are ranked by, more is better; None where it is undefined."""
+        key = "accuracy" if self.metric == "accuracy" else "kl/reverse"
+        value = record.get(key)
+        return None if value is None else float(value if key == "accuracy" else -value)
 
     def point_to_best(self) -> None:
         """best.json, which only names a checkpoint that exists."""
@@ -670,7 +853,8 @@ class Trainer:
         if self.session.average is not None:
             self.session.average.restore(checkpoint.path)
         state = checkpoint.state
-        self.step = self.models.student.policy_step = checkpoint.step
+        self.step = self.sitting_began_at = self.models.student.policy_step = checkpoint.step
+        self.micro_batch_size = state["micro_batch_size"]
         self.best_step = state["best_step"]
         self.best_value = -math.inf if state["best_value"] is None else state["best_value"]
         self.evaluations_since_best = state["evaluations_since_best"]
@@ -678,7 +862,7 @@ class Trainer:
         self.warned = set(state["warned"])
         prompts = {p.prompt.id: p.prompt for p in self.session.prompts}
         self.pending = [[rollout_from_json(r, prompts) for r in step] for step in state["pending"]]
-        dropped = self.run.truncate_after(self.step)
+        self.run.truncate_after(self.step)
         records = metric_records(self.run.metrics) if self.run.metrics.exists() else []
         self.steps = [record for record in records if record["kind"] == "train"]
         self.evaluations = {r["step"]: r for r in records if r["kind"] == "eval"}
@@ -686,32 +870,28 @@ class Trainer:
         if self.probes:
             self.use_teacher(self.probes[-1]["alignment/next_teacher"])
             self.teacher_weight = self.probes[-1].get("alignment/next_weight", 1.0)
-        self.run.log_event(
-            "resume",
-            step=self.step,
-            skipped=[f"{name}: {fault}" for name, fault in skipped.items()],
-            set_aside=[f"damaged.{name}" for name in skipped],
-            dropped=dropped,
-        )
 
-    def heed(self, interrupts: Interrupts) -> None:
+    def heed(self) -> None:
         """Save and end, if a signal asked for it.
 
         Raises:
             Preempted: it did.
         """
-        if interrupts.requested:
+        if self.interrupts.requested:
+            self.optimizer.zero_grad(set_to_none=True)  # of a step that was abandoned
             self.save()
-            kind = Interrupted if interrupts.requested == "SIGINT" else Preempted
-            raise kind(
-                f"stopped by {interrupts.requested} at step {self.step}, state saved; continue "
-                f"with tutelage train -c {self.run.path / 'config.yaml'} --resume"
-            )
+            self.interrupts.heed(f" at step {self.step}, state saved; {go_on(self.run)}")
 
     def log(self, record: Record) -> None:
         """Record a step or an evaluation, and show it."""
         record |= self.server_record()
         self.run.log_metrics(record)
+        if self.run.waiting and not self.told_full:
+            text = (
+                f"the disk of {self.run.path} is full; records wait in memory until the next save"
+            )
+            self.observer({"kind": "note", "text": text})
+        self.told_full = bool(self.run.waiting)
         if record["kind"] == "train":
             self.steps.append(record)
         elif record["kind"] == "probe":
@@ -740,7 +920,19 @@ class Trainer:
 
     def due(self, every: int) -> bool:
         """Whether something that happens every so many steps happens now."""
-        return every > 0 and self.step % every == 0
+        return every > 0 and self.step > 0 and self.step % every == 0
+
+    def evaluation_is_due(self) -> bool:
+        """Whether this step is evaluated; the first and the last always are."""
+        return self.step in (0, self.config.run.steps) or self.due(self.config.evaluation.every)
+
+    def over(self) -> str | None:
+        """Why no further step is taken, if none is."""
+        if self.step >= self.config.run.steps:
+            return "finished"
+        if self.stalled():
+            return "early_stop"
+        return "time_limit" if self.out_of_time() else None
 
     def stalled(self) -> bool:
         """Whether evaluations stopped improving."""
@@ -748,6 +940,12 @@ class Trainer:
         return patience > 0 and self.evaluations_since_best >= patience
 
     def out_of_time(self) -> bool:
-        """Whether the time of this sitting is spent."""
+        """Whether the time of this sitting, which takes one step at least, is spent."""
         hours = self.config.run.max_hours
-        return hours is not None and time.monotonic() - self.started >= 3600 * hours
+        spent = time.monotonic() - self.started
+        return hours is not None and spent >= 3600 * hours and self.step > self.sitting_began_at
+
+
+def go_on(run: Run) -> str:
+    """How a run is continued, in words."""
+    return f"continue with tutelage train -c {run.path / 'config.yaml'} --resume"

@@ -4,14 +4,16 @@ One step, top to bottom: choose prompts, sample them from the student, judge the
 answers, score every sampled token with the teacher, step towards it, record.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tutelage.config import Config
 from tutelage.errors import ServerError, UsageError
 from tutelage.metrics import Record
-from tutelage.runs.directory import full_disk_told
-from tutelage.runs.interrupts import Interrupts
+from tutelage.runs.directory import full_disk_told, is_empty
+from tutelage.runs.interrupts import Interrupts, Stop
+from tutelage.runs.lock import locked
 from tutelage.runs.presence import present
 from tutelage.tracking.mirrors import Mirrors, require_trackers
 from tutelage.trainer import Observer, Trainer
@@ -45,9 +47,17 @@ def train(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    allow_change: Sequence[str] = (),
     observer: Observer = lambda record: None,
 ) -> TrainResult:
     """Distil the teacher into the student, on the student's own samples.
+
+    Args:
+        config: all settings.
+        resume: go on in `run.dir` from its newest valid checkpoint; begin there where nothing is.
+        overwrite: replace the run in `run.dir`.
+        allow_change: settings, such as `optimizer.lr`, that a resumed run may change.
+        observer: hears every record.
 
     Raises:
         TutelageError: whatever the user can mend; see `tutelage.errors`.
@@ -56,13 +66,18 @@ def train(
         raise UsageError(
             "--resume continues the run in run.dir and --overwrite deletes it; give one of them"
         )
-    if not resume:
-        require_trackers(config)
-    with full_disk_told(config.run.dir):
+    if allow_change and not resume:
+        raise UsageError("--allow-change is for a run that --resume continues; leave it out")
+    with full_disk_told(config.run.dir), locked(config.run.dir), Interrupts() as interrupts:
+        if resume and is_empty(config.run.dir):
+            observer({"kind": "note", "text": f"nothing to resume in {config.run.dir}: it begins"})
+            resume = False
+        if not resume:
+            require_trackers(config)
         trainer = (
-            Trainer.resume(config, observer)
+            Trainer.resume(config, observer, allow_change, interrupts)
             if resume
-            else Trainer.start(config, observer, overwrite)
+            else Trainer.start(config, observer, overwrite, interrupts)
         )
         every = config.evaluation.every
         with (
@@ -70,14 +85,14 @@ def train(
             full_disk_told(config.run.dir),
             Mirrors(config, trainer.run, observer) as trainer.observer,
         ):
-            with Interrupts() as interrupts:
-                try:
-                    outcome = run_steps(trainer, interrupts)
-                except ServerError as error:
-                    trainer.note_server_failure(error)
-                    raise
+            try:
+                outcome = run_steps(trainer)
+            except ServerError as error:
+                trainer.note_server_failure(error)
+                raise
             student = trainer.write_student()
             trainer.run.log_event("end", outcome=outcome, step=trainer.step)
+        interrupts.heed(f" when all was done; {student} is the finished student")
     evaluations = list(trainer.evaluations.values())
     return TrainResult(
         run=trainer.run.path,
@@ -91,40 +106,28 @@ def train(
     )
 
 
-def run_steps(trainer: Trainer, interrupts: Interrupts) -> str:
-    """Train until the run is over; how it ended."""
-    config = trainer.config
-    if trainer.step == 0:
-        trainer.evaluate()
-        trainer.heed(interrupts)
-    if outcome := trainer.probe_teacher():  # also one that a stop came before
-        trainer.save()
-        return outcome
-    outcome = "finished"
-    while trainer.step < config.run.steps:
-        rollouts = trainer.next_rollouts()
-        if interrupts.requested:
-            trainer.pending.insert(0, rollouts)  # sampled, but not trained on
-            trainer.heed(interrupts)
-        trainer.update(rollouts)
-        trainer.watch()
-        # An evaluation goes before the checkpoint of its step, which keeps what it found.
-        if trainer.due(config.evaluation.every) or trainer.step == config.run.steps:
-            trainer.evaluate()
-        probed = trainer.probe_teacher()
-        if trainer.due(config.run.save_every) and trainer.applied:
-            trainer.save()
-        trainer.heed(interrupts)
-        if probed:
-            outcome = probed
-            break
-        if trainer.stalled():
-            outcome = "early_stop"
-            break
-        if trainer.out_of_time():
-            outcome = "time_limit"
-            break
-    if outcome == "finished":
-        trainer.evaluate()
-    trainer.save()
-    return outcome
+def run_steps(trainer: Trainer) -> str:
+    """Train until the run is over; how it ended.
+
+    Raises:
+        Preempted: a signal asked for a stop; the state is saved.
+    """
+    try:
+        while True:
+            # What this step owes, also where a stop or a kill came before it was paid.
+            if trainer.evaluation_is_due():
+                trainer.evaluate()
+            probed = trainer.probe_teacher()
+            # After the evaluation of its step, so that the checkpoint keeps what it found.
+            if trainer.due(trainer.config.run.save_every) and trainer.applied:
+                trainer.save()
+            trainer.heed()
+            if outcome := probed or trainer.over():
+                trainer.save()
+                trainer.heed()
+                return outcome
+            trainer.update(trainer.next_rollouts())
+            trainer.watch()
+    except Stop:
+        trainer.heed()
+        raise

@@ -333,7 +333,9 @@ def test_a_run_directory_that_exists(base, capsys):
     refused(capsys, 2, ["give one of them"], train(base, "--resume", "--overwrite"))
 
 
-def test_resume_where_there_is_no_run(base, capsys):
+def test_resume_where_something_else_is(base, capsys):
+    Path(base["run.dir"]).mkdir()
+    (Path(base["run.dir"]) / "thesis.txt").write_text("precious")
     refused(capsys, 2, ["no run directory"], train(base, "--resume"))
 
 

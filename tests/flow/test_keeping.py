@@ -17,6 +17,7 @@ from tutelage.errors import CheckpointError, GuardStop, Interrupted, MachineErro
 from tutelage.reports.page import write_report
 from tutelage.runs import checkpoints
 from tutelage.runs.checkpoints import newest_checkpoint, saved_steps
+from tutelage.runs.interrupts import Interrupts
 from tutelage.runs.rollouts import rollout_from_json, rollout_to_json
 from tutelage.trainer import Trainer
 from tutelage.training import run_steps, train
@@ -152,10 +153,8 @@ def test_steps_that_were_not_applied_are_neither_saved_nor_best(settings):
 
 
 def run_loop(trainer):
-    from tutelage.runs.interrupts import Interrupts
-
-    with torch.no_grad(), Interrupts() as interrupts, torch.enable_grad():
-        return run_steps(trainer, interrupts)
+    with Interrupts() as trainer.interrupts:
+        return run_steps(trainer)
 
 
 def test_weights_that_are_not_finite_are_never_saved(settings):
@@ -335,15 +334,6 @@ def test_a_full_disk_is_said_with_the_path(settings, monkeypatch, error):
     with pytest.raises(MachineError, match=r"the disk of .*run is full.*--resume") as caught:
         train(settings())
     assert caught.value.exit_code == 5
-
-
-def test_a_full_disk_while_logging_is_said_too(settings, monkeypatch):
-    def full(path, record):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("tutelage.trainer.append_line", full)
-    with pytest.raises(MachineError, match="is full"):
-        train(settings())
 
 
 # --- notes -----------------------------------------------------------------------------------

@@ -16,7 +16,8 @@ from tutelage.cli import main
 from tutelage.errors import GuardStop, Preempted, UsageError
 from tutelage.runs.directory import Run
 from tutelage.runs.following import Tail
-from tutelage.runs.presence import is_present, present
+from tutelage.runs.lock import is_locked, locked
+from tutelage.runs.presence import present
 from tutelage.watching.following import Follower
 from tutelage.watching.told import duration
 from tutelage.watching.view import View
@@ -166,7 +167,7 @@ def test_durations_read_easily(seconds, words):
 def test_states_of_a_run_are_told_apart(tmp_path):
     run = make_run(tmp_path / "run")
     told = Run(run)
-    with present(told, steps=10, evaluate_every=5):
+    with locked(run), present(told, steps=10, evaluate_every=5):
         assert watch(run, once=True).state == "not begun"
         append(run / "metrics.jsonl", step_record(1))
         assert watch(run, once=True).state == "running"
@@ -175,7 +176,7 @@ def test_states_of_a_run_are_told_apart(tmp_path):
     assert (found.state, found.reason, found.remaining_s) == ("finished", "early_stop", None)
 
     def another_sitting():
-        with present(told, steps=20, evaluate_every=5):
+        with locked(run), present(told, steps=20, evaluate_every=5):
             assert watch(run, once=True).state == "running"
             assert watch(run, once=True).view.steps == 20
             raise Preempted("stopped by SIGTERM at step 1")
@@ -185,7 +186,7 @@ def test_states_of_a_run_are_told_apart(tmp_path):
     found = watch(run, once=True)
     assert (found.state, found.reason) == ("stopped", "stopped by SIGTERM at step 1")
 
-    with pytest.raises(ZeroDivisionError), present(told):
+    with pytest.raises(ZeroDivisionError), locked(run), present(told):
         raise ZeroDivisionError("oh")
     found = watch(run, once=True)
     assert (found.state, found.reason) == ("crashed", "ZeroDivisionError: oh")
@@ -195,8 +196,8 @@ def test_a_killed_run_has_crashed_and_a_frozen_one_has_not(tmp_path):
     run = make_run(tmp_path / "run")
     code = (
         "import sys, time\nfrom pathlib import Path\nfrom tutelage.runs.directory import Run\n"
-        "from tutelage.runs.presence import present\n"
-        "with present(Run(Path(sys.argv[1]))):\n print('in', flush=True); time.sleep(600)"
+        "from tutelage.runs.lock import locked\nfrom tutelage.runs.presence import present\n"
+        "with locked(sys.argv[1]), present(Run(Path(sys.argv[1]))):\n print('in', flush=True); time.sleep(600)"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(run)], stdout=subprocess.PIPE, text=True
@@ -212,7 +213,7 @@ def test_a_killed_run_has_crashed_and_a_frozen_one_has_not(tmp_path):
         process.kill()
         process.communicate()
     found = watch(run, once=True)
-    assert (found.state, is_present(run)) == ("crashed", False)
+    assert (found.state, is_locked(run)) == ("crashed", False)
     assert "killed" in found.reason
 
 

@@ -24,7 +24,7 @@ from tutelage.config import (
 from tutelage.data.prompts import load_prompts
 from tutelage.data.render import render
 from tutelage.data.verify import choose_verifier
-from tutelage.errors import DataError, Interrupted, Preempted, UsageError
+from tutelage.errors import DataError, UsageError
 from tutelage.models.base import Sampler, Teacher
 from tutelage.models.checkpoints import pin_models
 from tutelage.models.compatibility import require_context, require_same_tokens, share_vocabulary
@@ -42,6 +42,7 @@ from tutelage.runs.directory import (
 )
 from tutelage.runs.interrupts import Interrupts
 from tutelage.runs.ledger import Ledger
+from tutelage.runs.lock import locked
 from tutelage.runs.resuming import reopen
 from tutelage.session import load_teacher, model_paths
 
@@ -68,7 +69,7 @@ def align(
     """
     if resume and overwrite:
         raise UsageError("--resume continues and --overwrite deletes; give one of them")
-    with full_disk_told(output):
+    with full_disk_told(output), locked(output):
         if resume:
             run, config = reopen(output, config)
             folder = run.path
@@ -98,12 +99,10 @@ def align(
                 if time.monotonic() - shown > _SHOW_EVERY_S:
                     observer(_so_far(bench, tree, ledger))
                     shown = time.monotonic()
-                if interrupts.requested:
-                    kind = Interrupted if interrupts.requested == "SIGINT" else Preempted
-                    raise kind(
-                        f"stopped by {interrupts.requested}; every finished rollout is kept in "
-                        f"{folder}; continue with tutelage align --resume"
-                    )
+                interrupts.heed(
+                    f"; every finished rollout is kept in {folder}; continue with tutelage align "
+                    "--resume"
+                )
         records = ledger.records
         found = conclude(bench, tree, records)
         write_results(bench, tree, records, found, folder)

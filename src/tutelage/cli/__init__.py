@@ -1,10 +1,12 @@
 """The command line: one module a verb, each only reads arguments and calls the function."""
 
+import signal
 import sys
 from importlib import import_module
 from io import TextIOWrapper
 
-from tutelage.errors import TutelageError, UsageError, did_you_mean
+from tutelage.errors import Preempted, TutelageError, UsageError, did_you_mean
+from tutelage.runs.interrupts import Interrupts, Stop
 from tutelage.secrets import redact_tracebacks, redacted
 from tutelage.terminal import printable
 
@@ -42,10 +44,16 @@ def main(argv: list[str] | None = None) -> int:
         print(__version__)
         return 0
     verb = words[0]
+    # Ctrl-C has Python's own exception; verbs with something to save listen to all of them.
+    interrupts = Interrupts((signal.SIGTERM, signal.SIGUSR1))
     try:
         if verb not in VERBS:
             raise UsageError(f"there is no verb {verb!r}. {did_you_mean(verb, VERBS)}")
-        return import_module(f"tutelage.cli.{verb}").run(words[1:]) or 0
+        with interrupts, interrupts.abandoning():
+            return import_module(f"tutelage.cli.{verb}").run(words[1:]) or 0
+    except Stop:
+        print(f"tutelage: stopped by {interrupts.requested}", file=sys.stderr)
+        return Preempted.exit_code
     except TutelageError as error:
         print(f"tutelage: {printable(redacted(str(error)))}", file=sys.stderr)
         return error.exit_code

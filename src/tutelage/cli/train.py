@@ -19,6 +19,7 @@ def train(
     config: Annotated[Path | None, tyro.conf.arg(aliases=["-c"])] = None,
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    allow_change: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
     max_hours: float | None = None,
     as_json: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
 ) -> Callable[[list[str]], None]:
@@ -26,8 +27,9 @@ def train(
 
     Args:
         config: YAML file with the settings.
-        resume: continue the run in run.dir from its newest valid checkpoint.
+        resume: continue the run in run.dir from its newest valid checkpoint; begin where none is.
         overwrite: replace the run in run.dir.
+        allow_change: a setting that may differ from the resumed run's, by name; can be repeated.
         max_hours: save and end this sitting after that long; short for --run.max_hours.
         as_json: print one JSON object on stdout.
     """
@@ -49,7 +51,13 @@ def train(
             evaluate_every=settings.evaluation.every,
             before=folder if resume else None,
         ) as display:
-            result = run_train(settings, resume=resume, overwrite=overwrite, observer=display)
+            result = run_train(
+                settings,
+                resume=resume,
+                overwrite=overwrite,
+                allow_change=allow_change,
+                observer=display,
+            )
         summary: dict[str, Any] = {
             "outcome": result.outcome,
             "step": result.step,

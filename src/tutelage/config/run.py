@@ -201,7 +201,9 @@ class RunConfig(Section):
     save_every: NonNegativeInt = 50
     """Steps between checkpoints; 0 saves at the end alone."""
     keep: PositiveInt = 2
-    """Newest checkpoints kept, besides the best and the last."""
+    """Newest checkpoints kept, besides the best."""
+    keep_best: PositiveInt = 1
+    """Checkpoints of the best evaluations kept."""
     record_rollouts: NonNegativeInt = 8
     """Rollouts written with token-level scores at each evaluation."""
     metrics_k: PositiveInt = 16

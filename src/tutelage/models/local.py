@@ -28,6 +28,7 @@ from tutelage.errors import MachineError, UsageError
 from tutelage.models import lora
 from tutelage.models.checkpoints import open_folder
 from tutelage.models.decoding import decode
+from tutelage.models.memory import halve_until_it_fits
 from tutelage.models.tokens import token_text
 from tutelage.ops.logprobs import log_softmax_
 from tutelage.ops.projection import Head
@@ -165,8 +166,9 @@ class LocalModel:
         # Neighbours in length share a batch, so little of it is padding.
         order = sorted(range(len(jobs)), key=lambda i: len(jobs[i][0].ids))
         rollouts: dict[int, Rollout] = {}
-        for start in range(0, len(order), self.batch_size):
-            places = order[start : start + self.batch_size]
+
+        def sample_next(size: int) -> None:
+            places = order[len(rollouts) : len(rollouts) + size]
             chosen = [jobs[i] for i in places]
             draws = torch.stack(
                 [
@@ -198,6 +200,13 @@ class LocalModel:
                     text=self.decode_text(completion.ids),
                     policy_step=self.policy_step,
                 )
+
+        def told(size: int, reason: str) -> None:
+            self.batch_size = size
+
+        while len(rollouts) < len(jobs):
+            size = min(self.batch_size, len(jobs) - len(rollouts))
+            halve_until_it_fits(sample_next, size, told, "Lower rollout.max_new_tokens.")
         return [rollouts[i] for i in range(len(jobs))]
 
     def save(self, folder: Path) -> None:

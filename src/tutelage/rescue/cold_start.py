@@ -12,7 +12,7 @@ from typing import Any
 from tutelage.config import Config, dump_config
 from tutelage.data.verify import Verify, choose_verifier
 from tutelage.diagnose.checking import check
-from tutelage.errors import DataError, Interrupted, Preempted, UsageError
+from tutelage.errors import DataError, UsageError
 from tutelage.models.checkpoints import pin_models
 from tutelage.models.compatibility import require_context
 from tutelage.models.facts import Facts, disagreements, facts_of
@@ -34,6 +34,7 @@ from tutelage.runs.directory import (
 )
 from tutelage.runs.interrupts import Interrupts
 from tutelage.runs.ledger import Ledger
+from tutelage.runs.lock import locked
 from tutelage.runs.resuming import reopen
 from tutelage.session import digest, load_teacher, split_prompts
 from tutelage.trainer import Observer
@@ -107,7 +108,7 @@ def cold_start(
     if resume and overwrite:
         raise UsageError("--resume continues and --overwrite deletes; give one of them")
     seconds: dict[str, float] = {}
-    with full_disk_told(output):
+    with full_disk_told(output), locked(output):
         if then is not None:
             then = _follow_up(config, then, Path(output) / STUDENT, resume)
         run, config, asked, verify = _begin(config, output, resume, overwrite)
@@ -242,12 +243,9 @@ def _answers(
 
     def after(tally: Tally) -> None:
         nonlocal shown
-        if interrupts.requested:
-            kind = Interrupted if interrupts.requested == "SIGINT" else Preempted
-            raise kind(
-                f"stopped by {interrupts.requested}; every answer is kept in {run.path}; continue "
-                "with the same command and --resume"
-            )
+        interrupts.heed(
+            f"; every answer is kept in {run.path}; continue with the same command and --resume"
+        )
         if time.monotonic() - shown > _SHOW_EVERY_S:
             observer({"kind": "answers", **tally.to_dict()})
             shown = time.monotonic()

@@ -30,6 +30,7 @@ from tutelage.runs.directory import (
     to_json,
 )
 from tutelage.runs.ledger import Ledger
+from tutelage.runs.lock import locked
 from tutelage.runs.resuming import reopen
 from tutelage.session import prepare
 from tutelage.trainer import EVALUATION_STEP, Observer
@@ -119,7 +120,7 @@ def controls(
     if seeds < 2:
         raise UsageError(f"seeds are the units of every interval, so at least 2, not {seeds}")
     chosen, left_out = _applying(config, arms)
-    with full_disk_told(output):
+    with full_disk_told(output), locked(output):
         folder, config = _begin(config, output, resume, overwrite)
         ledger = Ledger(folder / "results.jsonl")
         for seed in range(config.run.seed, config.run.seed + seeds):

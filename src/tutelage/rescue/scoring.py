@@ -15,7 +15,7 @@ from tutelage.config import Config
 from tutelage.config.rescue import PromptsRescue, ScoreName, Selection
 from tutelage.data.verify import Verify, choose_verifier, judge
 from tutelage.diagnose.continuation import right_shares
-from tutelage.errors import DataError, Interrupted, Preempted, UsageError
+from tutelage.errors import DataError, UsageError
 from tutelage.gradient import Models, measure
 from tutelage.metrics import overlap_k
 from tutelage.models.base import Sampler
@@ -172,12 +172,10 @@ def score_prompts(
                 done.record(_unit(prompt), {"scores": scores})
             scored = sum(_unit(prompt) in done for prompt in rendered)
             observer({"kind": "scored", "done": scored, "of": len(rendered)})
-            if interrupts.requested:
-                kind = Interrupted if interrupts.requested == "SIGINT" else Preempted
-                raise kind(
-                    f"stopped by {interrupts.requested}; {scored} of {len(rendered)} prompts are "
-                    f"scored in {ledger}, and the same command goes on from there"
-                )
+            interrupts.heed(
+                f"; {scored} of {len(rendered)} prompts are scored in {ledger}, and the same "
+                "command goes on from there"
+            )
     return {p.prompt.id: done[_unit(p)]["scores"] for p in rendered}, dropped
 
 

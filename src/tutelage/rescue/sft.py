@@ -12,7 +12,7 @@ import torch
 
 from tutelage import signals
 from tutelage.config import Config, OptimizerConfig
-from tutelage.errors import CheckpointError, GuardStop, Interrupted, Preempted
+from tutelage.errors import CheckpointError, GuardStop
 from tutelage.gradient import accumulate_likelihood
 from tutelage.models.compatibility import require_context
 from tutelage.models.local import LocalModel, load_student
@@ -87,10 +87,9 @@ def imitate(
             learner.save()
         if interrupts.requested:
             learner.save()
-            kind = Interrupted if interrupts.requested == "SIGINT" else Preempted
-            raise kind(
-                f"stopped by {interrupts.requested} at step {learner.step} of the imitation, state "
-                "saved; continue with the same command and --resume"
+            interrupts.heed(
+                f" at step {learner.step} of the imitation, state saved; continue with the same "
+                "command and --resume"
             )
     learner.save()
     best = learner.best_step if learner.lessons.validation else learner.step

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from tutelage.errors import CheckpointError
 from tutelage.models.local import LocalModel
-from tutelage.runs.directory import replace_text, to_json
+from tutelage.runs.directory import environment, replace_text, to_json
 
 MANIFEST = "MANIFEST.json"
 
@@ -51,31 +51,17 @@ def save_checkpoint(
 ) -> Path:
     """Write `root/step-N`; an existing one of the same step is replaced.
 
-    `further` are tensors of others, by the file that keeps them.
+    `further` are tensors of others, by the file that keeps them. Where writing fails, nothing
+    of it is left and what was there before is whole.
     """
     final, temporary = root / f"step-{step}", root / f"tmp.step-{step}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    student.save(temporary)
-    tensors, scalars = _flatten_optimizer(optimizer)
-    save_file(tensors, temporary / "optimizer.safetensors")
-    for name, kept in (further or {}).items():
-        save_file(dict(kept), temporary / name)
-    (temporary / "state.json").write_text(
-        json.dumps({"step": step, "loop": dict(state), "optimizer": scalars}, allow_nan=False)
-    )
-    files = sorted(p for p in temporary.rglob("*") if p.is_file())
-    manifest = {
-        "step": step,
-        "files": {
-            str(p.relative_to(temporary)): {"size": p.stat().st_size, "blake2b": _digest(p)}
-            for p in files
-        },
-    }
-    for path in files:
-        _sync(path)
-    replace_text(temporary / MANIFEST, to_json(manifest))
-    _sync(temporary)
+    try:
+        _fill(temporary, step, student, optimizer, state, further or {})
+    except Exception:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     old = root / f"old.{final.name}"
     if final.exists():
         final.rename(old)
@@ -85,27 +71,80 @@ def save_checkpoint(
     return final
 
 
-def newest_checkpoint(root: Path) -> tuple[Checkpoint, dict[str, str]]:
+def size_of_checkpoint(student: LocalModel, optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of the tensors that a checkpoint holds, about."""
+    learned = [p for p in student.model.parameters() if p.requires_grad]
+    whole = list(student.model.parameters()) if student.adapter is None else learned
+    moments, _ = _flatten_optimizer(optimizer)
+    return sum(t.numel() * t.element_size() for t in [*whole, *moments.values()])
+
+
+def _fill(
+    temporary: Path,
+    step: int,
+    student: LocalModel,
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, Any],
+    further: Mapping[str, Mapping[str, Tensor]],
+) -> None:
+    student.save(temporary)
+    tensors, scalars = _flatten_optimizer(optimizer)
+    save_file(tensors, temporary / "optimizer.safetensors")
+    for name, kept in further.items():
+        save_file(dict(kept), temporary / name)
+    (temporary / "state.json").write_text(
+        json.dumps({"step": step, "loop": dict(state), "optimizer": scalars}, allow_nan=False)
+    )
+    files = sorted(p for p in temporary.rglob("*") if p.is_file())
+    manifest = {
+        "step": step,
+        "versions": environment()["versions"],
+        "files": {
+            str(p.relative_to(temporary)): {"size": p.stat().st_size, "blake2b": _digest(p)}
+            for p in files
+        },
+    }
+    for path in files:
+        _sync(path)
+    replace_text(temporary / MANIFEST, to_json(manifest))
+    _sync(temporary)
+
+
+def newest_checkpoint(root: Path) -> tuple[Checkpoint | None, dict[str, str]]:
     """The newest valid checkpoint, and why newer ones were skipped, by their names.
 
+    None where no save was ever finished.
+
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there are some, and none is valid.
     """
     skipped: dict[str, str] = {}
-    for old in root.glob("old.step-*"):  # a kill came between the two renames of a save
-        if not (final := root / old.name.removeprefix("old.")).exists():
-            old.rename(final)
+    clear_unfinished(root)
     for step, path in sorted(saved_steps(root).items(), reverse=True):
         fault = _fault(path)
         if fault is None:
             state = json.loads((path / "state.json").read_text())
             return Checkpoint(path, step, state["loop"]), skipped
         skipped[path.name] = fault
-    faults = [f"{name}: {fault}" for name, fault in skipped.items()]
-    reasons = "; ".join(faults) or "no step-N directory is there"
+    if not skipped:
+        return None, {}
+    reasons = "; ".join(f"{name}: {fault}" for name, fault in skipped.items())
+    whole = next((root / name for name in skipped if _weights_are_whole(root / name)), None)
+    instead = f", or a new run from the weights alone: --student.path {whole}" if whole else ""
     raise CheckpointError(
-        f"no valid checkpoint in {root} ({reasons}); start again with --overwrite"
+        f"no valid checkpoint in {root} ({reasons}); start again with --overwrite{instead}"
     )
+
+
+def clear_unfinished(root: Path) -> None:
+    """Remove what a kill in the middle of a save left behind."""
+    for temporary in root.glob("tmp.step-*"):
+        shutil.rmtree(temporary)
+    for old in root.glob("old.step-*"):
+        if (final := root / old.name.removeprefix("old.")).exists():
+            shutil.rmtree(old)
+        else:  # it came between the two renames
+            old.rename(final)
 
 
 def valid_checkpoints(root: Path) -> Iterator[Checkpoint]:
@@ -147,6 +186,16 @@ def saved_steps(root: Path) -> dict[int, Path]:
         return {}
     matches = ((re.fullmatch(r"step-(\d+)", p.name), p) for p in root.iterdir() if p.is_dir())
     return {int(m[1]): p for m, p in matches if m}
+
+
+def _weights_are_whole(path: Path) -> bool:
+    """Whether a checkpoint that cannot be resumed has its student's weights as they were saved."""
+    try:
+        files = json.loads((path / MANIFEST).read_text())["files"]
+        weights = [name for name in files if fnmatch(name, "*model*.safetensors")]
+        return bool(weights) and all(_digest(path / n) == files[n]["blake2b"] for n in weights)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return False
 
 
 def _fault(path: Path) -> str | None:

@@ -9,13 +9,14 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from tutelage.errors import DataError, MachineError, UsageError
 from tutelage.paths import usable_path
+from tutelage.runs.lock import LOCK
 from tutelage.secrets import redacted
 
 _PACKAGES = (
@@ -35,6 +36,8 @@ class Run:
     """A directory that belongs to one run."""
 
     path: Path
+    waiting: list[tuple[Path, str]] = field(default_factory=list)
+    """Lines that a full disk did not take yet, and their files."""
 
     @property
     def metrics(self) -> Path:
@@ -53,12 +56,31 @@ class Run:
 
     def log_metrics(self, record: Mapping[str, Any]) -> None:
         """Append a record to metrics.jsonl."""
-        append_line(self.metrics, record)
+        self.append(self.metrics, record)
 
     def log_event(self, kind: str, **details: Any) -> None:
         """Append an event to events.jsonl; what it says may repeat a message from outside."""
         told = {k: redacted(v) if isinstance(v, str) else v for k, v in details.items()}
-        append_line(self.events, {"time": round(time.time(), 3), "event": kind, **told})
+        self.append(self.events, {"time": round(time.time(), 3), "event": kind, **told})
+
+    def append(self, path: Path, record: Mapping[str, Any]) -> None:
+        """Append a JSON line; while the disk is full, lines wait in memory, in their order."""
+        self.waiting.append((path, to_json(record) + "\n"))
+        try:
+            self.write_waiting()
+        except OSError as error:
+            if not says_full(error):
+                raise
+
+    def write_waiting(self) -> None:
+        """Write the lines that wait.
+
+        Raises:
+            OSError: the disk takes none, and they go on waiting.
+        """
+        while self.waiting:
+            append_text(*self.waiting[0])
+            del self.waiting[0]
 
     def write_lines(self, name: str, records: Sequence[Mapping[str, Any]]) -> Path:
         """A file of JSON lines at `name`, written whole."""
@@ -102,7 +124,7 @@ def reserve_run(path: str | Path, *, overwrite: bool = False) -> Run:
             f"run directory {folder} is a symbolic link, and a new run would replace what it "
             "points to; give the directory itself, or another name"
         )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or _contents(folder)):
         if not overwrite:
             raise UsageError(
                 f"run directory {folder} exists; continue it with --resume, replace it with "
@@ -116,8 +138,14 @@ def reserve_run(path: str | Path, *, overwrite: bool = False) -> Run:
     return Run(folder)
 
 
+def is_empty(path: str | Path) -> bool:
+    """Whether no run was ever begun at a place."""
+    folder = usable_path(path, "run directory")
+    return not folder.exists() or (folder.is_dir() and not _contents(folder))
+
+
 def create_run(path: str | Path, *, overwrite: bool = False) -> Run:
-    """A new run directory, readable by its owner alone.
+    """A new run directory, readable by its owner alone, with nothing in it but its lock.
 
     Raises:
         UsageError: the directory exists, or cannot be made.
@@ -125,13 +153,20 @@ def create_run(path: str | Path, *, overwrite: bool = False) -> Run:
     run = reserve_run(path, overwrite=overwrite)
     try:
         with full_disk_told(run.path):
-            if run.path.exists():
-                shutil.rmtree(run.path)
-            run.path.parent.mkdir(parents=True, exist_ok=True)
-            run.path.mkdir(mode=0o700)
+            run.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            run.path.chmod(0o700)
+            for old in _contents(run.path):
+                if old.is_dir() and not old.is_symlink():
+                    shutil.rmtree(old)
+                else:
+                    old.unlink()
     except OSError as error:
         raise UsageError(f"run directory {run.path} cannot be made: {error.strerror}") from None
     return run
+
+
+def _contents(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.name != LOCK]
 
 
 def open_run(path: str | Path) -> Run:
@@ -201,8 +236,21 @@ def defined(value: Any) -> Any:
 
 def append_line(path: Path, record: Mapping[str, Any]) -> None:
     """Append one JSON line in a single write."""
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(to_json(record) + "\n")
+    append_text(path, to_json(record) + "\n")
+
+
+def append_text(path: Path, text: str) -> None:
+    """Append all of a text, or nothing of it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    content = text.encode()
+    with path.open("ab", buffering=0) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if stream.write(content) != len(content):  # as much as the disk had room for
+            stream.truncate(size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -251,16 +299,22 @@ def full_disk_told(path: str | Path) -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:  # safetensors and tokenizers wrap the system's error in their own
-        codes = (errno.ENOSPC, errno.EDQUOT)
-        if getattr(error, "errno", None) not in codes and not any(
-            f"(os error {code})" in str(error) for code in codes
-        ):
+    except Exception as error:
+        if not says_full(error):
             raise
         raise MachineError(
             f"the disk of {path} is full; free some space. What was saved before is whole, and a "
             "run continues with --resume"
         ) from None
+
+
+def says_full(error: Exception) -> bool:
+    """Whether an error is that of a full disk, a quota or a limit on the size of files."""
+    # safetensors and tokenizers wrap the system's error in their own.
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return getattr(error, "errno", None) in codes or any(
+        f"(os error {code})" in str(error) for code in codes
+    )
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -1,23 +1,42 @@
-"""Signals as requests that the loop polls."""
+"""Signals as requests to stop, honoured where nothing can be lost.
+
+Work that may be thrown away, such as loading, sampling, scoring and evaluating, is abandoned
+at once. Work that changes what is kept, such as the optimizer's step or a save, is finished
+first, and the loop looks whether a stop was asked for.
+"""
 
 import signal
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
+
+from tutelage.errors import Interrupted, Preempted
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# Launchers pass a signal on that the process has had already.
+_SAME_REQUEST_S = 1.0
+
+
+class Stop(BaseException):
+    """Ends abandoned work; not an Exception, so that no library takes it for a failure."""
 
 
 class Interrupts:
     """While entered, signals ask for a stop; `requested` names the first one.
 
-    A Ctrl-C after the first request does not wait: it raises KeyboardInterrupt.
+    A second one, or Ctrl-C twice, does not wait: it raises KeyboardInterrupt.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, signals: tuple[signal.Signals, ...] = SIGNALS) -> None:
         self.requested: str | None = None
+        self._signals, self._since, self._abandons = signals, 0.0, False
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "Interrupts":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            for number in self._signals:
                 # A shell starts background jobs with SIGINT ignored, and means it.
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self._previous[number] = signal.signal(number, self._note)
@@ -27,7 +46,36 @@ class Interrupts:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
+    @contextmanager
+    def abandoning(self) -> Iterator[None]:
+        """Work that may be thrown away: a request, also an earlier one, ends it.
+
+        Raises:
+            Stop: a stop was asked for.
+        """
+        outer, self._abandons = self._abandons, True
+        try:
+            if self.requested:
+                raise Stop
+            yield
+        finally:
+            self._abandons = outer
+
+    def heed(self, told: str) -> None:
+        """End here, where the state is kept, if a stop was asked for.
+
+        Raises:
+            Preempted: it was; `told` follows "stopped by SIGTERM" in its message.
+        """
+        if self.requested:
+            kind = Interrupted if self.requested == "SIGINT" else Preempted
+            raise kind(f"stopped by {self.requested}{told}")
+
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and number == signal.SIGINT:
+        name, now = signal.Signals(number).name, time.monotonic()
+        if self.requested is None:
+            self.requested, self._since = name, now
+            if self._abandons:
+                raise Stop
+        elif now > self._since + _SAME_REQUEST_S or name == self.requested == "SIGINT":
             raise KeyboardInterrupt
-        self.requested = self.requested or signal.Signals(number).name

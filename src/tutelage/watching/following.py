@@ -11,7 +11,7 @@ import yaml
 from tutelage.errors import UsageError
 from tutelage.runs.directory import open_run
 from tutelage.runs.following import Tail
-from tutelage.runs.presence import is_present
+from tutelage.runs.lock import is_locked
 from tutelage.watching.view import View
 
 State = Literal["not begun", "running", "silent", "finished", "stopped", "crashed"]
@@ -86,7 +86,7 @@ class Follower:
     def look(self) -> Watched:
         """The run as it is now."""
         # Asked before the files are read: what was written before the end is then read too.
-        present = is_present(self.path)
+        present = is_locked(self.path)
         events, records = self._events.read(), self._metrics.read()
         for event in events:
             self.view.hear(event)

@@ -1,0 +1,46 @@
+"""Work that does not fit into memory, done again in smaller parts."""
+
+import gc
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from tutelage.errors import MachineError
+
+Result = TypeVar("Result")
+
+
+def halve_until_it_fits(
+    work: Callable[[int], Result], size: int, told: Callable[[int, str], None], advice: str
+) -> Result:
+    """`work(size)`, and again with half the size for as long as memory does not hold it.
+
+    `told` hears each smaller size and why, before it is tried.
+
+    Raises:
+        MachineError: not even a size of 1 fits; `advice` says what to do.
+    """
+    while True:
+        try:
+            return work(size)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            reason = str(error).strip().split("\n")[0][:200]
+        # Only here, since the error keeps the tensors of every frame that it passed.
+        if size <= 1:
+            raise MachineError(f"memory does not hold a single rollout ({reason}). {advice}")
+        size //= 2
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        told(size, reason)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory, of a device or of the machine, is exhausted."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, RuntimeError) and any(w in str(error).lower() for w in words)
