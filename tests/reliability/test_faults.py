@@ -235,7 +235,8 @@ def test_a_real_disk_of_one_mebibyte_fills_up_and_nothing_good_is_lost(settings,
     """In a mount namespace of its own: a checkpoint takes some 100 KiB there."""
     (tmp_path / "disk").mkdir()
     run = tmp_path / "disk" / "run"
-    path = written(run={"dir": str(run), "steps": 40, "save_every": 1, "keep": 40})
+    long = {"dir": str(run), "steps": 40, "save_every": 1, "keep": 40, "record_rollouts": 1}
+    path = written(run=long, evaluation={"every": 0})
     script = (
         f"mount -t tmpfs -o size=1m none {tmp_path}/disk && "
         f"{sys.executable} -m tutelage train -c {path}; code=$?; "
