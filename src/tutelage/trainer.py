@@ -744,8 +744,8 @@ class Trainer:
         return self.run.checkpoints / f"step-{self.step}"
 
     def has_best(self) -> bool:
-        """Whether the weights of the best evaluation are kept."""
-        return self.best_step in saved_steps(self.run.checkpoints)
+        """Whether the weights of the best evaluation are kept; those of the start are no result."""
+        return self.best_step > 0 and self.best_step in saved_steps(self.run.checkpoints)
 
     def save(self) -> None:
         """A checkpoint of the whole state at this step, unless it has one.
@@ -802,15 +802,13 @@ class Trainer:
         self.point_to_best()
 
     def best_steps(self) -> list[int]:
-        """Steps of the `run.keep_best` best evaluations, the best first."""
+        """Steps of the `run.keep_best` best evaluations after the start, the best first."""
         scores = {
             step: score
             for step, record in self.evaluations.items()
-            if (score := self.score(record)) is not None
+            if step and (score := self.score(record)) is not None
         }
-        ranked = sorted(scores, key=lambda step: (-scores[step], step))
-        first = [self.best_step, *(step for step in ranked if step != self.best_step)]
-        return first[: self.config.run.keep_best]
+        return sorted(scores, key=lambda step: (-scores[step], step))[: self.config.run.keep_best]
 
     def score(self, record: Record) -> float | None:
         """What evaluations are ranked by, more is better; None where it is undefined."""

@@ -59,7 +59,6 @@ def test_a_stopped_run_is_the_straight_one_to_the_bit(settings, tmp_path, name):
         with pytest.raises(Preempted):
             train(config(f"stopped-{k}"), observer=stop)
         resumed = kept(train(config(f"stopped-{k}"), resume=True).run)
-        extra = {file for file in resumed if f"checkpoints/step-{k}/" in file}
-        assert resumed.keys() - extra == straight.keys()
+        assert all(f"step-{k}/" in file for file in resumed.keys() - straight.keys())
         for file, content in straight.items():
             assert resumed[file] == content, (k, file)

@@ -197,7 +197,8 @@ def test_a_killed_run_has_crashed_and_a_frozen_one_has_not(tmp_path):
     code = (
         "import sys, time\nfrom pathlib import Path\nfrom tutelage.runs.directory import Run\n"
         "from tutelage.runs.lock import locked\nfrom tutelage.runs.presence import present\n"
-        "with locked(sys.argv[1]), present(Run(Path(sys.argv[1]))):\n print('in', flush=True); time.sleep(600)"
+        "with locked(sys.argv[1]), present(Run(Path(sys.argv[1]))):\n"
+        " print('in', flush=True); time.sleep(600)"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(run)], stdout=subprocess.PIPE, text=True
