@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tutelage.errors import UsageError
 from tutelage.paths import usable_path
+from tutelage.reports.alignments import read_alignment
 from tutelage.reports.catalogue import GROUPS
 from tutelage.reports.comparing import Cell, differing_settings, final_numbers
 from tutelage.reports.curves import curves
@@ -13,7 +14,6 @@ from tutelage.reports.depth import heatmaps
 from tutelage.reports.figures import Figure
 from tutelage.reports.results import (
     Result,
-    read_alignment,
     read_cold_start,
     read_controls,
     read_prompts,

@@ -4,21 +4,26 @@ import base64
 import csv
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
 from tutelage.paths import usable_path
 from tutelage.reports.figures import Figure
 from tutelage.reports.gather import DEPTH, Report, gather
+from tutelage.reports.records import number
 from tutelage.reports.results import check_table
 from tutelage.reports.section import Section
 from tutelage.reports.story import SHOWN_TEXT
 from tutelage.reports.text import visible
 from tutelage.reports.tokens import token_section
 from tutelage.runs.directory import full_disk_told, output_file, replace_text
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 MOST_EVALUATIONS = 60
 """Rows of the table of evaluations; evenly spaced where there are more."""
@@ -81,19 +86,9 @@ def sections(report: Report) -> list[Section]:
 
 def render_page(report: Report) -> str:
     """The page; all text of models and files is escaped, all script is hashed."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from plotly.offline import get_plotlyjs
 
-    environment = Environment(
-        loader=PackageLoader("tutelage.reports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_finalize,
-    )
-    environment.filters |= {"percent": _percent, "number": _number, "short": _short}
-    environment.tests["number"] = lambda v: isinstance(v, (int, float)) and not isinstance(v, bool)
+    environment = _environment()
 
     def source(name: str) -> str:
         text, _, _ = environment.loader.get_source(environment, name)  # type: ignore[union-attr]
@@ -125,6 +120,28 @@ def render_page(report: Report) -> str:
     return page.encode("utf-8", "replace").decode("utf-8")
 
 
+@cache
+def _environment() -> "Environment":
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("tutelage.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_finalize,
+    )
+    environment.filters |= {
+        "percent": _percent,
+        "number": _number,
+        "short": _short,
+        "facts": _facts,
+    }
+    environment.tests["number"] = lambda v: number(v) is not None
+    return environment
+
+
 def embedded(data: Any) -> Markup:
     """JSON for a script element: no text inside can end the element."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
@@ -153,6 +170,13 @@ def _number(value: float | None, sign: str = "") -> str:
 
 def _short(text: Any, most: int = 400) -> str:
     return visible(str(text), most)
+
+
+def _facts(environment: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """What environment.json holds, its versions at the end."""
+    versions = environment.get("versions")
+    own = [(key, value) for key, value in environment.items() if key != "versions"]
+    return own + (list(versions.items()) if isinstance(versions, dict) else [])
 
 
 def _title(report: Report) -> str:

@@ -85,6 +85,18 @@ def pick(value: Any, *keys: str | int) -> Any:
     return value
 
 
+def mapping(value: Any, *keys: str | int) -> dict[str, Any]:
+    """The object at `keys`, or an empty one."""
+    found = pick(value, *keys)
+    return found if isinstance(found, dict) else {}
+
+
+def listing(value: Any, *keys: str | int) -> list[Any]:
+    """The list at `keys`, or an empty one."""
+    found = pick(value, *keys)
+    return found if isinstance(found, list) else []
+
+
 def span(value: Any) -> tuple[float, float] | None:
     """The two ends of an interval, or None."""
     low, high = number(pick(value, 0)), number(pick(value, 1))

@@ -1,4 +1,4 @@
-"""Results of other verbs than `train`: alignment, cold start, controls, prompts."""
+"""Results of other verbs than `train`: cold start, controls, prompts, checks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.reports.figures import Figure, Style, Trace
-from tutelage.reports.records import Notes, document, number, pick, rows, span
+from tutelage.reports.records import Notes, document, listing, mapping, number, pick, rows, span
 from tutelage.reports.series import Columns
 
 MOST_ROWS = 40
@@ -102,134 +102,6 @@ def dots(
     )
 
 
-def read_alignment(path: Path, name: str, place: str) -> Result:
-    """What `align` found, or how far it has come."""
-    notes = Notes()
-    found = document(path / "alignment.json", notes, wanted=True)
-    teachers = found.get("teachers")
-    teachers = teachers if isinstance(teachers, dict) else {}
-    lead = _alignment_lead(found, teachers)
-    if not found:
-        branches = sum(1 for _ in rows(path / "rollouts.jsonl", notes))
-        lead = [f"Not finished: {branches:,} branches are done; --resume goes on."]
-
-    def own(teacher: str, *keys: str) -> Any:
-        return pick(teachers, teacher, "objectives", "objective", *keys)
-
-    def by(kind: str) -> dict[str, dict[str, Any]]:
-        groups = dict.fromkeys(g for t in teachers for g in (own(t, "by", kind) or {}))
-        if len(groups) < 2:
-            return {}
-        return {
-            str(g): {t: estimate(own(t, "by", kind, g, "advantage")) for t in teachers}
-            for g in groups
-        }
-
-    advantage = {"all": {t: estimate(own(t, "advantage")) for t in teachers}}
-    unit = "advantage, chance of a right answer"
-    objectives = dict.fromkeys(o for t in teachers for o in (pick(teachers, t, "objectives") or {}))
-    made = [
-        dots(
-            f"{place}-advantage",
-            "What one token of the teacher adds",
-            "Change of the chance of a right answer if the teacher chose the next token, mean over "
-            "the student's own states, with 95 % intervals over questions. Right of 0 the teacher "
-            "helps; left of 0 it harms.",
-            unit,
-            advantage,
-        ),
-        dots(
-            f"{place}-outcome",
-            "After right and after wrong answers",
-            "The same, by whether the rollout that the state comes from was right in the end.",
-            unit,
-            by("outcome"),
-        ),
-        dots(
-            f"{place}-depth",
-            "By depth",
-            "The same, by how many tokens into the answer. A teacher that helps early may be lost "
-            "late.",
-            unit,
-            by("depth"),
-        ),
-        dots(
-            f"{place}-direction",
-            "Does the update point where success lies?",
-            "A, the alignment of each objective's update with the ideal gradient: 1 where all of "
-            "it points to success. It says nothing of the size: read it beside the advantage.",
-            "A, −1 to 1",
-            {
-                o: {t: estimate(pick(teachers, t, "objectives", o, "alignment")) for t in teachers}
-                for o in objectives
-            },
-        ),
-    ]
-    pooled = [
-        [
-            t,
-            o,
-            *(
-                estimate(pick(teachers, t, "objectives", o, key))
-                for key in ("advantage", "dot", "alignment", "mean_cosine")
-            ),
-            number(pick(teachers, t, "objectives", o, "reliability")),
-        ]
-        for t in teachers
-        for o in pick(teachers, t, "objectives") or {}
-    ]
-    header = ("teacher", "objective", "advantage", "dot", "A", "mean cosine", "reliability")
-    tables = [Table("All estimates", header, pooled[:MOST_ROWS])] if pooled else []
-    differences = found.get("differences")
-    if isinstance(differences, dict) and differences:
-        tables.append(
-            Table(
-                "Differences between teachers",
-                ("difference", "advantage", "dot", "A"),
-                [
-                    [label, *(estimate(pick(d, k)) for k in ("advantage", "dot", "alignment"))]
-                    for label, d in list(differences.items())[:MOST_ROWS]
-                ],
-                "Paired on the same states. Told apart where the interval excludes 0.",
-            )
-        )
-    return Result(
-        name=name,
-        kind="align",
-        lead=lead,
-        figures=[figure for figure in made if figure],
-        tables=tables,
-        notes=notes,
-        config_text=_text(path / "config.yaml"),
-        environment=document(path / "environment.json", notes),
-    )
-
-
-def _alignment_lead(found: Mapping[str, Any], teachers: Mapping[str, Any]) -> list[str]:
-    lead = []
-    for teacher in teachers:
-        known = estimate(pick(teachers, teacher, "objectives", "objective", "advantage"))
-        if known is None:
-            lead.append(f"{teacher}: the advantage is unknown.")
-            continue
-        value, ends = known
-        told = f"{value:+.4f}" + (f" [{ends[0]:+.4f}, {ends[1]:+.4f}]" if ends else "")
-        words = "is not told apart from no help"
-        if ends and ends[0] > 0:
-            words = "helps"
-        elif ends and ends[1] < 0:
-            words = "harms"
-        lead.append(f"{teacher} {words}: advantage {told}.")
-    nodes, tokens = number(found.get("nodes")), number(found.get("tokens"))
-    if nodes is not None and tokens is not None:
-        lead.append(f"{nodes:,.0f} states, {tokens:,.0f} targeted tokens.")
-    best = found.get("best_teacher")
-    if isinstance(best, dict) and best:
-        apart = sum(isinstance(teacher, str) for teacher in best.values())
-        lead.append(f"One teacher is told apart as the best on {apart} of {len(best)} questions.")
-    return lead
-
-
 def read_cold_start(path: Path, name: str, place: str) -> Result:
     """Answers, imitation, and the checks before and after."""
     notes = Notes()
@@ -267,13 +139,11 @@ def read_cold_start(path: Path, name: str, place: str) -> Result:
                 traces=tuple(traces),
             )
         )
-    answers = pick(summary, "answers")
-    counted = []
-    if isinstance(answers, dict):
-        rejected = answers.get("rejected")
+    counted: list[Cells] = []
+    if answers := mapping(summary, "answers"):
         counted = [[k, number(answers.get(k))] for k in ("slots", "tries", "kept", "dropped")]
-        if isinstance(rejected, dict):
-            counted += [[f"rejected: {why}", number(n)] for why, n in rejected.items()]
+        rejected = mapping(answers, "rejected")
+        counted += [[f"rejected: {why}", number(n)] for why, n in rejected.items()]
     return Result(
         name=name,
         kind="rescue cold-start",
@@ -281,7 +151,7 @@ def read_cold_start(path: Path, name: str, place: str) -> Result:
         figures=figures,
         tables=[Table("The teacher's answers", ("", "count"), counted)] if counted else [],
         notes=notes,
-        config_text=_text(path / "config.yaml"),
+        config_text=text_of(path / "config.yaml"),
         environment=document(path / "environment.json", notes),
     )
 
@@ -300,7 +170,7 @@ def read_controls(path: Path, name: str, place: str) -> Result:
     notes = Notes()
     found = document(path / "controls.json", notes, wanted=True)
     metric = str(found.get("metric", "accuracy"))
-    arms = [arm for arm in found.get("arms", ()) if isinstance(arm, dict)] if found else []
+    arms = [arm for arm in listing(found, "arms") if isinstance(arm, dict)]
     means = {str(a.get("arm")): _arm(a, "mean", "interval") for a in arms}
     gains = {str(a.get("arm")): _arm(a, "difference", "difference_interval") for a in arms}
     gains = {label: value for label, value in gains.items() if value}
@@ -316,9 +186,7 @@ def read_controls(path: Path, name: str, place: str) -> Result:
             "is better than" if better else "is worse than" if worse else "is not told apart from"
         )
         lead.append(f"The run {words} {label}.")
-    lefts = found.get("left_out")
-    if isinstance(lefts, dict):
-        lead += [f"Left out: {arm}, {why}." for arm, why in lefts.items()]
+    lead += [f"Left out: {arm}, {why}." for arm, why in mapping(found, "left_out").items()]
     made = [
         dots(
             f"{place}-arms",
@@ -340,7 +208,7 @@ def read_controls(path: Path, name: str, place: str) -> Result:
         "Arms",
         ("arm", "seeds", metric, "distil minus it"),
         [
-            [str(a.get("arm")), len(a.get("values") or ()), means[str(a.get("arm"))],
+            [str(a.get("arm")), len(mapping(a, "values")), means[str(a.get("arm"))],
              gains.get(str(a.get("arm")))]
             for a in arms
         ],
@@ -352,7 +220,7 @@ def read_controls(path: Path, name: str, place: str) -> Result:
         figures=[figure for figure in made if figure],
         tables=[table] if arms else [],
         notes=notes,
-        config_text=_text(path / "config.yaml"),
+        config_text=text_of(path / "config.yaml"),
         environment=document(path / "environment.json", notes),
     )
 
@@ -375,8 +243,7 @@ def read_prompts(path: Path, name: str) -> Result:
         ("met", "Rows that repeat a known question", "of"),
         ("leaks", "Leaked evaluation questions", "evaluation set"),
     ):
-        given = found.get(key)
-        given = given if isinstance(given, dict) else {}
+        given = mapping(found, key)
         counts = {k: (pick(v, "leaked") if key == "leaks" else v) for k, v in given.items()}
         kinds = list(dict.fromkeys(n for c in counts.values() if isinstance(c, dict) for n in c))
         body = [[name, *(number(pick(c, k)) for k in kinds)] for name, c in counts.items()]
@@ -384,24 +251,25 @@ def read_prompts(path: Path, name: str) -> Result:
             tables.append(Table(title, (first, *kinds), body[:MOST_ROWS]))
         elif given:
             lead.append(f"{title}: none.")
-    templates = [
-        [source, pick(t, "rows"), pick(t, "prefix") or "", pick(t, "suffix") or ""]
-        for source, learned in (found.get("templates") or {}).items()
-        for t in pick(learned, "templates") or ()
+    templates: list[Cells] = [
+        [
+            source,
+            number(pick(t, "rows")),
+            *(str(pick(t, end) or "") for end in ("prefix", "suffix")),
+        ]
+        for source, learned in mapping(found, "templates").items()
+        for t in listing(learned, "templates")
     ]
     if templates:
         header = ("set", "rows", "prefix", "suffix")
         tables.append(Table("Templates that were learned", header, templates[:MOST_ROWS]))
-    scores = found.get("scores")
-    if isinstance(scores, dict):
-        means = scores.get("mean")
+    if scores := mapping(found, "scores"):
         body = [
             [key, number(value), number(pick(scores, "mean_selected", key))]
-            for key, value in (means if isinstance(means, dict) else {}).items()
+            for key, value in mapping(scores, "mean").items()
         ]
         tables.append(Table("Scores of the pair", ("mean", "all", "selected"), body))
-    example = found.get("example")
-    if isinstance(example, dict):
+    if example := mapping(found, "example"):
         body = [[w, str(example.get(w, ""))] for w in ("before", "after")]
         tables.append(Table("One prompt", ("", "text"), body))
     return Result(name=name, kind="rescue prompts", lead=lead, tables=tables, notes=notes)
@@ -409,9 +277,8 @@ def read_prompts(path: Path, name: str) -> Result:
 
 def check_table(check: Mapping[str, Any]) -> Table | None:
     """What `check` found of each teacher before training."""
-    looks = check.get("looks")
     body = []
-    for look in looks if isinstance(looks, list) else ():
+    for look in listing(check, "looks"):
         gap = pick(look, "capability", "accuracy")
         value, low, high = (number(pick(gap, k)) for k in ("gap", "gap_low", "gap_high"))
         ends = None if low is None or high is None else (low, high)
@@ -435,7 +302,8 @@ def check_table(check: Mapping[str, Any]) -> Table | None:
     )
 
 
-def _text(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """The beginning of a text file; empty where there is none."""
     if not path.is_file():
         return ""
     return path.read_bytes()[:200_000].decode("utf-8", "replace")

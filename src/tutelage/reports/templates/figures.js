@@ -37,8 +37,8 @@ const Figures = (() => {
         legendgroup: follows(t) && !twin ? lead.get(t.run) : key(t) + (twin && !many && !t.name ? "f" : ""),
         showlegend: !follows(t) && !(twin && t.name),
         mode: t.style === "points" ? "markers" : t.style === "line" && few ? "lines+markers" : "lines",
-        opacity: t.style === "faint" ? (twin ? 0.35 : 0.75) : t.style === "points" ? 0.7 : 1,
-        line: { color: stroke, width: t.style === "faint" ? 1 : 2, dash: t.style === "level" ? "dot" : t.style === "faint" ? "solid" : dashes[t.dash % dashes.length] },
+        opacity: t.style === "faint" ? (twin ? 0.35 : 0.9) : t.style === "points" ? 0.7 : 1,
+        line: { color: stroke, width: t.style === "faint" ? 1 : 2, dash: t.style === "level" ? "dot" : twin ? "solid" : dashes[t.dash % dashes.length] },
         marker: { color: stroke, size: t.style === "points" ? 6 : 5, symbol: t.style === "points" && t.dash ? "x-thin" : symbols[t.dash % symbols.length], line: { color: stroke, width: t.style === "points" && t.dash ? 1.5 : 0 } },
         hovertemplate: "step %{x}: %{y:.4g}<extra>%{fullData.name}</extra>",
       };
