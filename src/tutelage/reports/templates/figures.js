@@ -38,7 +38,7 @@ const Figures = (() => {
         showlegend: !follows(t) && !(twin && t.name),
         mode: t.style === "points" ? "markers" : t.style === "line" && few ? "lines+markers" : "lines",
         opacity: t.style === "faint" ? (twin ? 0.35 : 0.9) : t.style === "points" ? 0.7 : 1,
-        line: { color: stroke, width: t.style === "faint" ? 1 : 2, dash: t.style === "level" ? "dot" : twin ? "solid" : dashes[t.dash % dashes.length] },
+        line: { color: stroke, width: t.style === "faint" ? 1 : 2, dash: t.style === "level" ? "dot" : t.style === "faint" && (!many || lead.size) ? "solid" : dashes[t.dash % dashes.length] },
         marker: { color: stroke, size: t.style === "points" ? 6 : 5, symbol: t.style === "points" && t.dash ? "x-thin" : symbols[t.dash % symbols.length], line: { color: stroke, width: t.style === "points" && t.dash ? 1.5 : 0 } },
         hovertemplate: "step %{x}: %{y:.4g}<extra>%{fullData.name}</extra>",
       };
