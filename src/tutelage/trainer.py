@@ -1,34 +1,25 @@
 """The state of a run, and the stages of its step."""
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tutelage import signals
-from tutelage.alignment.curriculum import Curriculum
-from tutelage.alignment.estimates import Alignment
-from tutelage.alignment.probe import Probe, best_teacher, make_probe
+from tutelage.alignment.guidance import Guidance
 from tutelage.config import (
     AnnealSchedule,
     Config,
-    CurriculumPolicy,
     FixedAdvantage,
-    LowerWeightPolicy,
     PassRatePrompt,
-    ProbeConfig,
-    ProbePolicy,
     RetireSchedule,
-    StopPolicy,
-    SwitchTeacherPolicy,
     TeacherGatePrompt,
     UniformPrompt,
     changes_on_resume,
@@ -38,8 +29,8 @@ from tutelage.config import (
 from tutelage.contrast import contrast
 from tutelage.credit import gate_weights, pass_rate_weights
 from tutelage.data.verify import judge
-from tutelage.errors import GuardStop, MachineError, ServerError
-from tutelage.evaluation import evaluate, write_questions
+from tutelage.errors import GuardStop, ServerError
+from tutelage.evaluation import Evaluation, evaluate, write_questions
 from tutelage.gradient import Models, StepGradient, accumulate, measure, move_of_policy
 from tutelage.metrics import (
     Record,
@@ -52,14 +43,16 @@ from tutelage.metrics import (
     summarise_tokens,
 )
 from tutelage.models.average import FILE as AVERAGE
+from tutelage.models.base import Sampler
 from tutelage.models.checkpoints import keep_pinned, pin_models
 from tutelage.models.memory import halve_until_it_fits
+from tutelage.models.mixture import draw_rollouts
 from tutelage.models.served.student import ServedStudent
-from tutelage.ops.sampling import uniforms
 from tutelage.optimizing import learning_rate, make_optimizer, take_step
 from tutelage.publishing import STUDENT, Finished, model_card, write_student
 from tutelage.runs.checkpoints import (
     Checkpoint,
+    making_room,
     newest_checkpoint,
     prune,
     restore_optimizer,
@@ -76,7 +69,6 @@ from tutelage.runs.directory import (
     open_run,
     replace_text,
     reserve_run,
-    says_full,
     to_json,
 )
 from tutelage.runs.interrupts import Interrupts, Stop
@@ -127,16 +119,7 @@ class Trainer:
         self.teacher_accuracy: float | None = None
         self.warned: set[str] = set()
         self.pending: list[list[Rollout]] = []
-        self.probe = make_probe(config, session)
-        self.probes: list[Record] = []
-        self.teacher = "teacher"
-        self.teacher_weight = 1.0
-        policy = config.align.probe.policy if config.align.probe is not None else None
-        self.curriculum = (
-            Curriculum.of(policy, session.prompts, config.rollout.prompts_per_step)
-            if isinstance(policy, CurriculumPolicy)
-            else None
-        )
+        self.guidance = Guidance(config, session)
         self.saved: int | None = None
         self.told_full = False
 
@@ -254,46 +237,24 @@ class Trainer:
 
     def prompts_of(self, step: int) -> list[RenderedPrompt]:
         """The prompts of a step: every epoch walks them all in an order of its own."""
-        prompts, count = self.session.prompts, self.config.rollout.prompts_per_step
-        key: tuple[int, ...] = ()
-        if self.curriculum is not None:
-            window, since = self.curriculum.window(self.probes)
-            prompts, step, key = self.curriculum.prompts[:window], step - since, (window,)
-        epoch, place = divmod(step, len(prompts) // count)
+        prompts, since, key = self.guidance.prompts(step)
+        count = self.config.rollout.prompts_per_step
+        epoch, place = divmod(since, len(prompts) // count)
         rng = np.random.default_rng([self.config.run.seed, epoch, *key])
         order = rng.permutation(len(prompts))
         return [prompts[i] for i in order[place * count : (place + 1) * count]]
 
     def sample(self, prompts: Sequence[RenderedPrompt], step: int) -> list[Rollout]:
         """Rollouts at the current weights; the student draws its share, the teacher the rest."""
-        settings, seed = self.config.rollout, self.config.run.seed
-        params = SamplingParams(
-            max_new_tokens=settings.max_new_tokens,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            top_k=settings.top_k,
-        )
-
-        def students(prompt_id: str, index: int) -> bool:
-            draw = uniforms(1, seed, step, prompt_id, index, "source")[0]
-            return bool(draw < settings.student_share)
-
-        key: dict[str, Any] = {"group_size": settings.group_size, "seed": seed, "step": step}
         with self.timings("rollout"):
-            if settings.student_share == 1:
-                return self.session.sampler.sample(prompts, params, **key)
-            own = self.session.sampler.sample(prompts, params, **key, only=students)
-            others = self.models.teacher.sample(
-                [prompt.for_teacher() for prompt in prompts],
-                params,
-                **key,
-                only=lambda *sample: not students(*sample),
+            return draw_rollouts(
+                self.session.sampler,
+                self.models.teacher,
+                prompts,
+                self.config.rollout,
+                seed=self.config.run.seed,
+                step=step,
             )
-        place = {prompt.prompt.id: i for i, prompt in enumerate(prompts)}
-        drawn = own + [
-            replace(r, source="teacher", prompt_ids=prompts[place[r.prompt.id]].ids) for r in others
-        ]
-        return sorted(drawn, key=lambda r: (place[r.prompt.id], r.index))
 
     def judge(self, rollouts: list[Rollout]) -> list[Rollout]:
         """The rollouts with their rewards, where answers are verified."""
@@ -450,7 +411,7 @@ class Trainer:
 
     def teacher_share(self) -> float:
         """What the reward's schedule and the probes leave of the teacher's term at this step."""
-        return self.teacher_weight * self.scheduled_share()
+        return self.guidance.weight * self.scheduled_share()
 
     def scheduled_share(self) -> float:
         """What the reward's schedule leaves of the teacher's term at this step."""
@@ -520,7 +481,10 @@ class Trainer:
         """How to go on with other settings, which --resume would refuse."""
         steps = saved_steps(self.run.checkpoints)
         start = f" and --student.path {steps[max(steps)]} to start from there" if steps else ""
-        return f"A run keeps its settings, so changed ones need a new run: another --run.dir{start}"
+        return (
+            "It can go on with changed settings by --resume and --allow-change SETTING, or anew: "
+            f"another --run.dir{start}"
+        )
 
     # --- evaluation --------------------------------------------------------------------------
 
@@ -533,15 +497,7 @@ class Trainer:
         samples = self.config.evaluation.samples
         started = time.monotonic()
         with self.interrupts.abandoning():
-            result = evaluate(
-                self.session.sampler,
-                self.session.held_out,
-                self.session.verify,
-                self.evaluation_params(),
-                samples=samples,
-                seed=self.config.run.seed,
-                step=EVALUATION_STEP,
-            )
+            result = self.ask(self.session.sampler, self.session.held_out, samples)
             seen = self.session.show_siblings(result.rollouts)
             # One rollout each of questions spread over the held-out set, the same at every
             # evaluation.
@@ -594,13 +550,24 @@ class Trainer:
 
         return self.in_parts(work, len(rollouts))
 
-    def evaluation_params(self) -> SamplingParams:
-        """How held-out completions are drawn."""
+    def ask(
+        self, model: Sampler, prompts: Sequence[RenderedPrompt], samples: int = 1
+    ) -> Evaluation:
+        """A model's answers to held-out questions, with draws that no training step has."""
         settings = self.config.evaluation
-        return SamplingParams(
+        params = SamplingParams(
             max_new_tokens=settings.max_new_tokens or self.config.rollout.max_new_tokens,
             temperature=settings.temperature,
             top_p=settings.top_p,
+        )
+        return evaluate(
+            model,
+            prompts,
+            self.session.verify,
+            params,
+            samples=samples,
+            seed=self.config.run.seed,
+            step=EVALUATION_STEP,
         )
 
     def ask_teacher(self) -> Record:
@@ -610,14 +577,8 @@ class Trainer:
             return {}
         places = [i * len(self.session.held_out) // count for i in range(count)]
         try:
-            result = evaluate(
-                self.models.teacher,
-                [self.session.held_out[i].for_teacher() for i in places],
-                self.session.verify,
-                self.evaluation_params(),
-                seed=self.config.run.seed,
-                step=EVALUATION_STEP,
-            )
+            asked = [self.session.held_out[i].for_teacher() for i in places]
+            result = self.ask(self.models.teacher, asked)
         except ServerError as error:  # it may score well and not sample
             self.run.log_event("teacher_not_asked", text=str(error))
             self.observer({"kind": "note", "text": f"the teacher was not asked: {error}"})
@@ -633,15 +594,8 @@ class Trainer:
 
     def measure_teacher(self) -> float | None:
         """The teacher's accuracy on the held-out questions; None where none can be judged."""
-        result = evaluate(
-            self.models.teacher,
-            [prompt.for_teacher() for prompt in self.session.held_out],
-            self.session.verify,
-            self.evaluation_params(),
-            samples=self.config.evaluation.samples,
-            seed=self.config.run.seed,
-            step=EVALUATION_STEP,
-        )
+        asked = [prompt.for_teacher() for prompt in self.session.held_out]
+        result = self.ask(self.models.teacher, asked, self.config.evaluation.samples)
         return fmean(result.accuracies) if result.accuracies else None
 
     def keep_best(self, record: Record) -> None:
@@ -664,72 +618,24 @@ class Trainer:
 
         Asked again at the same step, after a resume, it answers alike.
         """
-        settings = self.config.align.probe
-        if self.probe is None or settings is None or self.step % settings.every:
-            return None
-        if not any(record["step"] == self.step for record in self.probes):
-            self.take_probe(self.probe, settings)
-        signal = signals.of_probes(self.probes, settings.patience)
-        return signal.name if signal and isinstance(settings.policy, StopPolicy) else None
-
-    def take_probe(self, probe: Probe, settings: ProbeConfig) -> None:
-        """A probe, its record, and what the policy makes of it."""
-        started = time.monotonic()
-        record: Record = {"kind": "probe", "step": self.step}
-        if (curriculum := self.curriculum) is not None:
-            window, _ = curriculum.window(self.probes)
-            record["alignment/window"] = window
-        with self.interrupts.abandoning():
-            if curriculum is None:
-                told, found = probe(self.step, self.teacher)
-            else:
-                told, found = probe(self.step, self.teacher, lambda p: curriculum.fits(p, window))
-        record |= told
-        signal = signals.of_probes([*self.probes, record], settings.patience)
-        exhausted = signal is not None and signal.name == "teacher_exhausted"
-        done = self.react(settings.policy, record, exhausted, found)
-        record["perf/probe_s"] = time.monotonic() - started
-        self.log(record)
-        if signal is not None:
-            event = {"step": self.step, "name": signal.name, "evidence": signal.evidence}
-            event["advice"] = f"went on with {done}" if done else signal.advice
-            self.run.log_event("signal", **event, severity="warning")
-            self.observer({"kind": "signal", **event})
-        elif done:
-            self.run.log_event("probe", step=self.step, text=f"went on with {done}")
-            self.observer({"kind": "note", "text": f"step {self.step}: went on with {done}"})
-
-    def react(
-        self, policy: ProbePolicy, record: Record, exhausted: bool, found: Alignment | None
-    ) -> str | None:
-        """What goes on from here, added to the record; what of it is new, in words."""
-        done = None
-        if exhausted and isinstance(policy, SwitchTeacherPolicy) and found and self.probe:
-            others = [name for name in self.probe.external if name != self.teacher]
-            if better := best_teacher(found, others):
-                self.use_teacher(better)
-                done = better
-        record["alignment/next_teacher"] = self.teacher
-        if isinstance(policy, LowerWeightPolicy):
-            lower = max(policy.floor, policy.factor * self.teacher_weight)
-            if exhausted and lower < self.teacher_weight:
-                self.teacher_weight = lower
-                done = f"the teacher's term at {lower:.3g} of its weight"
-            record["alignment/next_weight"] = self.teacher_weight
-        if self.curriculum is not None:
-            window = record["alignment/window"]
-            if exhausted or record.get("alignment/accuracy") == 1:
-                wider = self.curriculum.wider(window)
-                done = f"the easiest {wider} prompts" if wider > window else None
-                window = wider
-            record["alignment/next_window"] = window
-        return done
-
-    def use_teacher(self, name: str) -> None:
-        """Train towards another of the probed teachers from now on."""
-        if self.probe is not None and name != self.teacher:
-            self.teacher = name
-            self.models = replace(self.models, teacher=self.probe.external[name])
+        guidance = self.guidance
+        if guidance.is_due(self.step):
+            started = time.monotonic()
+            with self.interrupts.abandoning():
+                record, found = guidance.ask(self.step)
+            signal, done = guidance.decide(record, found)
+            record["perf/probe_s"] = time.monotonic() - started
+            self.log(record)
+            self.models = replace(self.models, teacher=guidance.teacher)
+            if signal is not None:
+                told = {"step": self.step, "name": signal.name, "evidence": signal.evidence}
+                told["advice"] = f"went on with {done}" if done else signal.advice
+                self.run.log_event("signal", **told, severity="warning")
+                self.observer({"kind": "signal", **told})
+            elif done:
+                self.run.log_event("probe", step=self.step, text=f"went on with {done}")
+                self.observer({"kind": "note", "text": f"step {self.step}: went on with {done}"})
+        return guidance.ends(self.step)
 
     # --- keeping -----------------------------------------------------------------------------
 
@@ -779,24 +685,13 @@ class Trainer:
             self.run.write_waiting()  # a checkpoint without the records before it is none
             save_checkpoint(root, self.step, student, self.optimizer, state, further)
 
-        try:
-            write()
-        except Exception as error:
-            if not says_full(error):
-                raise
-            prune(root, 1, protected=self.best_steps())
-            try:
-                write()
-            except Exception as again:
-                if not says_full(again):
-                    raise
-                needed = size_of_checkpoint(student, self.optimizer) / 2**20
-                free = shutil.disk_usage(self.run.path).free / 2**20
-                raise MachineError(
-                    f"the disk of {self.run.path} is full: a checkpoint takes {needed:,.0f} MiB "
-                    f"and {free:,.0f} are free. Free some space; the checkpoints saved before are "
-                    f"whole, so {go_on(self.run)}"
-                ) from None
+        making_room(
+            write,
+            root,
+            keep=self.best_steps(),
+            needed=size_of_checkpoint(student, self.optimizer),
+            otherwise=go_on(self.run),
+        )
         self.saved = self.step
         prune(root, self.config.run.keep, protected=self.best_steps())
         self.point_to_best()
@@ -864,10 +759,8 @@ class Trainer:
         records = metric_records(self.run.metrics) if self.run.metrics.exists() else []
         self.steps = [record for record in records if record["kind"] == "train"]
         self.evaluations = {r["step"]: r for r in records if r["kind"] == "eval"}
-        self.probes = [record for record in records if record["kind"] == "probe"]
-        if self.probes:
-            self.use_teacher(self.probes[-1]["alignment/next_teacher"])
-            self.teacher_weight = self.probes[-1].get("alignment/next_weight", 1.0)
+        self.guidance.records = [record for record in records if record["kind"] == "probe"]
+        self.models = replace(self.models, teacher=self.guidance.teacher)
 
     def heed(self) -> None:
         """Save and end, if a signal asked for it.
@@ -893,7 +786,7 @@ class Trainer:
         if record["kind"] == "train":
             self.steps.append(record)
         elif record["kind"] == "probe":
-            self.probes.append(record)
+            self.guidance.records.append(record)
         self.observer(record)
 
     def note_server_failure(self, error: ServerError) -> None:

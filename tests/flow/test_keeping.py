@@ -168,7 +168,7 @@ def test_weights_that_are_not_finite_are_never_saved(settings):
 
 def test_a_learning_rate_that_explodes_ends_with_the_guard(settings):
     config = settings(optimizer={"lr": 1e30}, run={"steps": 20}, evaluation={"every": 1})
-    with pytest.raises(GuardStop, match="need a new run"):
+    with pytest.raises(GuardStop, match="--allow-change"):
         train(config)
 
 

@@ -32,7 +32,7 @@ def test_names_that_data_brings_become_no_paths(settings, tmp_path):
     new = set(tmp_path.rglob("*")) - before
     assert all(path == run or path.is_relative_to(run) for path in new)
     allowed = {"config.yaml", "environment.json", "data.json", "metrics.jsonl", "positions.jsonl"}
-    allowed |= {"events.jsonl", "rollouts", "eval", "checkpoints", "student"}
+    allowed |= {"events.jsonl", "rollouts", "eval", "checkpoints", "student", ".lock"}
     assert {path.name for path in run.iterdir()} <= allowed
     assert {path.name for path in (run / "rollouts").iterdir()} == {"step-0.jsonl", "step-1.jsonl"}
 
@@ -80,4 +80,4 @@ def test_overwrite_deletes_runs_alone(settings, tmp_path, capsys):
     for place in (str(precious), f"{tmp_path}/home/photos/..", str(path)):
         assert main(["train", "-c", str(path), "--overwrite", "--run.dir", place]) == 2
         assert "no run directory" in capsys.readouterr().err
-    assert (precious / "photos").is_dir()
+    assert list(precious.iterdir()) == [precious / "photos"]

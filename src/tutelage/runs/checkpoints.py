@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -22,9 +22,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tutelage.errors import CheckpointError
+from tutelage.errors import CheckpointError, MachineError
 from tutelage.models.local import LocalModel
-from tutelage.runs.directory import environment, replace_text, to_json
+from tutelage.runs.directory import environment, replace_text, says_full, to_json
 
 MANIFEST = "MANIFEST.json"
 
@@ -170,6 +170,33 @@ def restore_optimizer(checkpoint: Checkpoint, optimizer: torch.optim.Optimizer) 
         index, _, name = key.partition("/")
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": scalars})
+
+
+def making_room(
+    write: Callable[[], None], root: Path, *, keep: Sequence[int], needed: int, otherwise: str
+) -> None:
+    """Write a checkpoint; where the disk is full, once more without old ones.
+
+    The newest and those of the steps `keep` stay.
+
+    Raises:
+        MachineError: it is full all the same; `needed` are the bytes of a checkpoint, and
+            `otherwise` says how to go on.
+    """
+    for attempt in ("first", "last"):
+        try:
+            return write()
+        except Exception as error:
+            if not says_full(error):
+                raise
+        if attempt == "first":
+            prune(root, 1, protected=keep)
+    free = shutil.disk_usage(root.parent).free / 2**20
+    raise MachineError(
+        f"the disk of {root.parent} is full: a checkpoint takes {needed / 2**20:,.0f} MiB and "
+        f"{free:,.0f} are free. Free some space; the checkpoints saved before are whole, so "
+        f"{otherwise}"
+    )
 
 
 def prune(root: Path, keep: int, protected: Sequence[int] = ()) -> None:

@@ -27,6 +27,9 @@ def locked(folder: str | Path) -> Iterator[None]:
         UsageError: another process has it, or the directory cannot be made or written to.
     """
     path = usable_path(folder, "run directory")
+    if path.exists() and not _may_be_run(path):
+        yield  # the caller refuses it, and nothing is left there
+        return
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         stream = (path / LOCK).open("a+")
@@ -53,6 +56,12 @@ def locked(folder: str | Path) -> Iterator[None]:
             ):
                 (path / LOCK).unlink()
                 path.rmdir()
+
+
+def _may_be_run(path: Path) -> bool:
+    if not path.is_dir():
+        return False
+    return (path / "config.yaml").exists() or {p.name for p in path.iterdir()} <= {LOCK}
 
 
 def is_locked(folder: Path) -> bool | None:
