@@ -223,3 +223,16 @@ def test_a_damaged_model_is_never_code_either(model):
     (model / "config.json").write_text(json.dumps({"model_type": "../../evil"}))
     with pytest.raises(UsageError):
         load_model(ModelConfig(path=str(model)), "teacher")
+
+
+def test_a_damaged_index_never_leads_to_a_pickle(model, canary, tmp_path):
+    (model / "model.safetensors").rename(model / "model-none.safetensors")
+    (model / "pytorch_model.bin").write_bytes(pickle.dumps(Touches(canary)))
+    index = {"metadata": {}, "weight_map": {"lm_head.weight": "pytorch_model.bin"}}
+    (model / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UsageError):
+        load_model(ModelConfig(path=str(model)), "teacher")
+    (model / "model.safetensors.index.json").unlink()
+    with pytest.raises(UsageError):
+        load_model(ModelConfig(path=str(model)), "teacher")

@@ -1,0 +1,496 @@
+"""Does each guard have a test that fails without it? Takes minutes; not part of `make test`.
+
+    python tests/mutations.py [CASE ...] [--list]
+
+Each row of GUARDS takes one guard out of a copy of the tree and runs the test that claims it. A
+guard whose test still passes has survived: that promise is not tested. A text that is no longer
+found exactly once is an error, so the table cannot go stale unseen.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+
+
+class Guard(NamedTuple):
+    """A guard, how it is taken out, and who must notice."""
+
+    case: str
+    """Number in docs/reliability.md."""
+    file: str
+    """Below src/tutelage."""
+    text: str
+    """Exact source, found once."""
+    instead: str
+    """The same without the guard."""
+    test: str
+    """Below tests: file::name."""
+
+
+CLIENT = "servers/test_client.py::"
+TEACHER = "servers/test_teacher.py::"
+SHAPES = CLIENT + "test_an_answer_that_is_not_what_was_asked_is_tried_once_more_and_then_an_error"
+ADDRESS = CLIENT + "test_an_address_that_cannot_be_right_is_refused"
+SECRETS = "servers/test_secrets.py::"
+HOSTILE = "models/test_hostile.py::"
+YAML = "cli/test_errors.py::test_yaml_that_would_grow_or_hang_is_refused_at_once"
+PLACES = "flow/test_places.py::"
+
+GUARDS = (
+    # --- the teacher's numbers ---
+    Guard(
+        "17",
+        "models/served/answers.py",
+        "not IMPOSSIBLE < value <= _ROUNDING",
+        "False",
+        CLIENT + "test_a_nan_log_probability_is_an_error",
+    ),
+    Guard("17", "models/served/answers.py", "(mass > 1 + _ROUNDING).any()", "False", SHAPES),
+    # --- servers ---
+    Guard(
+        "22",
+        "models/served/client.py",
+        "retry=tenacity.retry_if_exception_type(_MayPass)",
+        "retry=tenacity.retry_never",
+        CLIENT + "test_a_name_that_nobody_knows_is_tried_again_and_then_an_error_of_exit_code_6",
+    ),
+    Guard("22", "config/server.py", "if parts.username or parts.password:", "if False:", ADDRESS),
+    Guard(
+        "23",
+        "models/served/client.py",
+        "answer.result(patience + _GRACE_S)",
+        "answer.result()",
+        CLIENT + "test_a_server_that_never_answers_or_drips_is_given_up_at_its_deadline",
+    ),
+    Guard(
+        "24",
+        "models/served/client.py",
+        '_seconds(response.headers.get("retry-after")),',
+        "None,",
+        CLIENT + "test_retry_after_is_heeded_but_not_for_ever",
+    ),
+    Guard(
+        "24",
+        "models/served/client.py",
+        "self._given_up.set()  # the others",
+        "pass  # the others",
+        CLIENT + "test_the_first_fault_that_stays_ends_the_others_without_their_retries",
+    ),
+    Guard(
+        "25",
+        "models/served/client.py",
+        "_MAY_PASS = {408,",
+        "_MAY_PASS = {401, 403, 404, 422, 408,",
+        CLIENT + "test_a_refusal_is_not_asked_again",
+    ),
+    Guard(
+        "26",
+        "models/served/answers.py",
+        'if choice.get("prompt_token_ids") != list(sequence):',
+        "if False:",
+        SHAPES,
+    ),
+    Guard(
+        "26", "models/served/answers.py", "if len(places) != len(sequence):", "if False:", SHAPES
+    ),
+    Guard("26", "models/served/answers.py", "if places[0] is not None:", "if False:", SHAPES),
+    Guard(
+        "26",
+        "models/served/answers.py",
+        'if [choice.get("index") for choice in found] != list(range(count)):',
+        "if False:",
+        SHAPES,
+    ),
+    Guard(
+        "26",
+        "models/served/answers.py",
+        "if header is None:",
+        "if False:",
+        "fuzz/test_any_server.py::test_any_scores_of_given_ids",
+    ),
+    Guard(
+        "27",
+        "models/served/teacher.py",
+        "if objective.k > most:",
+        "if False:",
+        TEACHER + "test_what_a_server_cannot_say_is_refused_at_the_start_with_what_works",
+    ),
+    Guard(
+        "27",
+        "models/compatibility.py",
+        "if context is not None and longest_prompt + max_new_tokens > context:",
+        "if False:",
+        TEACHER + "test_a_context_too_short_for_the_run_is_refused",
+    ),
+    Guard(
+        "28",
+        "models/served/server.py",
+        "if not distance <= fingerprint.tolerance:",
+        "if False:",
+        TEACHER + "test_a_server_restarted_with_another_model_stops_the_run",
+    ),
+    Guard(
+        "29",
+        "models/compatibility.py",
+        "if not differing:",
+        "if True:",
+        "cli/test_errors.py::test_tokenizers_that_differ",
+    ),
+    Guard(
+        "29",
+        "models/facts.py",
+        "if student.stop_ids == teacher.stop_ids:",
+        "if True:",
+        "models/test_facts.py::test_other_stop_ids_are_named_on_both_sides",
+    ),
+    Guard(
+        "29",
+        "models/facts.py",
+        "if teacher.own_prompt or student.template == teacher.template or",
+        "if True or",
+        "models/test_facts.py::test_a_teacher_that_is_not_asked_for_its_own_template_is_a_warning",
+    ),
+    Guard(
+        "29",
+        "models/compatibility.py",
+        "if largest >= rows:",
+        "if False:",
+        "models/test_loading.py::test_ids_beyond_a_heads_rows_are_refused_with_the_side",
+    ),
+    Guard(
+        "29",
+        "models/served/teacher.py",
+        "if 4 * len(differing) > len(comparable):",
+        "if False:",
+        TEACHER + "test_a_server_with_another_tokenizer_of_equal_size_is_refused",
+    ),
+    # --- verifiers ---
+    Guard(
+        "31",
+        "data/worker.py",
+        "signal.setitimer(signal.ITIMER_PROF, deadline_s)",
+        "signal.setitimer(signal.ITIMER_PROF, 0)",
+        "data/test_verify.py::test_a_hanging_comparison_is_killed_at_its_deadline_and_is_unknown",
+    ),
+    Guard(
+        "31",
+        "data/worker_pool.py",
+        "elif worker in active and time.monotonic() >= worker.until:",
+        "elif False:",
+        "data/test_verify.py::test_one_that_waits_without_computing_is_killed_by_the_clock",
+    ),
+    # --- data ---
+    Guard(
+        "33",
+        "runs/directory.py",
+        'if not line.endswith(b"\\n"):',
+        "if False:",
+        "diagnose/test_explain.py::"
+        "test_a_run_cut_off_in_the_middle_of_a_line_is_read_up_to_the_last_whole_record",
+    ),
+    Guard(
+        "33",
+        "runs/ledger.py",
+        "        cut_torn_line(path)\n",
+        "",
+        "data/test_prompts.py::test_a_ledger_survives_a_torn_last_line_and_does_each_unit_once",
+    ),
+    Guard(
+        "33",
+        "runs/seals.py",
+        "if not whole:",
+        "if False:",
+        "fuzz/test_any_alignments.py::test_any_file_of_an_alignment_is_whole_or_our_error",
+    ),
+    Guard(
+        "33",
+        "data/prompts.py",
+        "            part.encode()\n",
+        "            pass\n",
+        "cli/test_errors.py::test_damaged_rows_are_named",
+    ),
+    Guard(
+        "33",
+        "runs/records.py",
+        "kind.model_validate(record)",
+        "pass",
+        "fuzz/test_any_runs.py::test_explain_reads_any_lines",
+    ),
+    Guard(
+        "34",
+        "data/prompts.py",
+        "if prompt_id in places:",
+        "if False:",
+        "cli/test_errors.py::test_damaged_rows_are_named",
+    ),
+    Guard(
+        "34",
+        "data/sources.py",
+        "if not rows:\n",
+        "if False:\n",
+        "cli/test_errors.py::test_empty_prompts_file",
+    ),
+    Guard(
+        "34",
+        "data/prompts.py",
+        "return [p for p in prompts if _normalised(p) not in questions]",
+        "return list(prompts)",
+        "flow/test_training.py::test_held_out_questions_are_in_no_training_prompt",
+    ),
+    Guard(
+        "35",
+        "config/reading.py",
+        "if key in seen:",
+        "if False:",
+        "cli/test_errors.py::test_a_key_that_stands_twice",
+    ),
+    Guard("35", "config/reading.py", "_values(node, {}) > _MOST_VALUES", "False", YAML),
+    Guard("35", "config/reading.py", "if len(text) > _MOST_CHARACTERS:", "if False:", YAML),
+    Guard("35", "config/reading.py", "elif not known[id(node)]:", "elif False:", YAML),
+    Guard(
+        "35",
+        "config/base.py",
+        "allow_inf_nan=False",
+        "allow_inf_nan=True",
+        YAML,
+    ),
+    # --- what is shown ---
+    Guard(
+        "36",
+        "reports/page.py",
+        "autoescape=True",
+        "autoescape=False",
+        "reports/test_page.py::test_a_hostile_directory_is_text",
+    ),
+    Guard(
+        "36",
+        "reports/text.py",
+        'shown = _ESCAPES.sub("", shown.replace("\\r\\n", "\\n"))',
+        'shown = shown.replace("\\r\\n", "\\n")',
+        "reports/test_text.py::test_terminal_escapes_go_and_unseen_characters_are_spelled_out",
+    ),
+    Guard(
+        "36",
+        "models/served/client.py",
+        'text = "".join(c if c.isprintable() else " " for c in text)',
+        "pass",
+        CLIENT + "test_escapes_of_a_hostile_server_do_not_reach_the_terminal",
+    ),
+    # --- places ---
+    Guard(
+        "37",
+        "runs/directory.py",
+        "if folder.is_symlink():",
+        "if False:",
+        PLACES + "test_a_run_never_replaces_what_a_link_points_to",
+    ),
+    Guard(
+        "37",
+        "runs/directory.py",
+        "mkdir(mode=0o700)",
+        "mkdir()",
+        PLACES + "test_a_run_is_readable_by_its_owner_alone",
+    ),
+    Guard(
+        "37",
+        "runs/directory.py",
+        'if not folder.is_dir() or not (folder / "config.yaml").exists():',
+        "if False:",
+        PLACES + "test_overwrite_deletes_runs_alone",
+    ),
+    Guard(
+        "37",
+        "paths.py",
+        "except (OSError, ValueError, RuntimeError) as fault:",
+        "except ZeroDivisionError as fault:",
+        PLACES + "test_a_name_that_no_file_system_takes_is_refused_before_anything_loads",
+    ),
+    Guard(
+        "38",
+        "data/sources.py",
+        'if kind not in (".json", ".csv"):',
+        "if False:",
+        "data/test_archives.py::test_an_archive_of_prompts_is_refused_under_every_name",
+    ),
+    # --- secrets ---
+    Guard(
+        "39",
+        "models/served/client.py",
+        "text = redacted(text)",
+        "pass",
+        CLIENT + "test_the_key_comes_from_a_named_variable_and_appears_nowhere_else",
+    ),
+    Guard(
+        "39",
+        "cli/__init__.py",
+        'print(f"tutelage: {printable(redacted(str(error)))}"',
+        'print(f"tutelage: {printable(str(error))}"',
+        SECRETS + "test_a_key_in_a_place_that_takes_none_is_refused_and_not_repeated",
+    ),
+    Guard(
+        "39",
+        "cli/__init__.py",
+        "    redact_tracebacks()\n",
+        "",
+        SECRETS + "test_a_traceback_shows_no_key",
+    ),
+    Guard(
+        "39",
+        "config/server.py",
+        'if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):',
+        "if False:",
+        ADDRESS,
+    ),
+    Guard(
+        "39",
+        "models/served/client.py",
+        'if not (self._key.isascii() and self._key.isprintable() and " " not in self._key):',
+        "if False:",
+        SECRETS + "test_a_key_that_no_header_takes_is_refused_without_being_shown",
+    ),
+    Guard(
+        "39",
+        "models/served/client.py",
+        "follow_redirects=False",
+        "follow_redirects=True",
+        CLIENT + "test_redirects_are_never_followed",
+    ),
+    Guard("39", "config/server.py", "if _is_link_local(host):", "if False:", ADDRESS),
+    Guard(
+        "39",
+        "session.py",
+        'if not server.is_loopback and server.url.startswith("http:"):',
+        "if False:",
+        "servers/test_doctor.py::test_plain_http_to_another_machine_is_told_by_doctor_and_run",
+    ),
+    Guard(
+        "39",
+        "diagnose/machine.py",
+        "fit = Version(found) >= Version(floor)",
+        "fit = True",
+        "servers/test_doctor.py::test_each_floor_is_kept",
+    ),
+    # --- hostile models ---
+    Guard(
+        "40",
+        "models/checkpoints.py",
+        "if weights and not any(folder.glob(_WEIGHTS)):",
+        "if False:",
+        HOSTILE + "test_pickled_weights_are_refused_unopened",
+    ),
+    Guard(
+        "40",
+        "models/local.py",
+        "                use_safetensors=True,\n",
+        "",
+        HOSTILE + "test_a_damaged_index_never_leads_to_a_pickle",
+    ),
+    Guard(
+        "40",
+        "models/local.py",
+        "                trust_remote_code=False,\n                output_loading_info=True,",
+        "                trust_remote_code=True,\n                output_loading_info=True,",
+        HOSTILE + "test_code_that_a_folder_brings_never_runs",
+    ),
+    Guard(
+        "40",
+        "models/local.py",
+        "folder.tokenizer, local_files_only=True, trust_remote_code=False",
+        "folder.tokenizer, local_files_only=True, trust_remote_code=True",
+        HOSTILE + "test_code_that_a_folder_brings_never_runs",
+    ),
+    Guard(
+        "40",
+        "data/template_worker.py",
+        "    limit_memory(MEMORY)\n",
+        "",
+        HOSTILE + "test_a_template_that_grows_is_stopped_at_its_memory",
+    ),
+    Guard(
+        "40",
+        "data/template_worker.py",
+        "transformers.render_jinja_template(",
+        "_unsandboxed(",
+        HOSTILE + "test_a_template_cannot_leave_its_sandbox",
+    ),
+)
+
+FURTHER = {
+    # What a replacement needs besides: text put at the end of the file.
+    "_unsandboxed(": """
+
+
+def _unsandboxed(conversations: Any, chat_template: str, **rest: Any) -> Any:
+    import jinja2
+
+    template = jinja2.Environment().from_string(chat_template)
+    return [template.render(messages=c, **rest) for c in conversations], None
+""",
+}
+
+
+def main() -> int:
+    """Try the guards of the cases named, or all."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("cases", nargs="*", help="numbers; all without any")
+    parser.add_argument("--list", action="store_true", help="only look whether every text is there")
+    chosen = parser.parse_args()
+    guards = [g for g in GUARDS if not chosen.cases or g.case in chosen.cases]
+    stale = [g for g in guards if _source(ROOT, g).read_text().count(g.text) != 1]
+    for guard in stale:
+        count = _source(ROOT, guard).read_text().count(guard.text)
+        print(f"stale     {guard.case:>3}  {guard.file}: found {count} times: {guard.text!r:.70}")
+    if stale or chosen.list:
+        return len(stale)
+    survivors = 0
+    with tempfile.TemporaryDirectory(prefix="mutations-") as scratch:
+        tree = Path(scratch) / "tree"
+        shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".*", "__pycache__", "runs"))
+        shutil.copytree(ROOT / ".ci", tree / ".ci")
+        tests = sorted({guard.test for guard in guards})
+        if (untouched := _run(tree, *tests)) != 0:
+            print(f"the tests fail without any change (pytest ends with {untouched})")
+            return 1
+        for guard in guards:
+            source = _source(tree, guard)
+            whole = source.read_text()
+            changed = whole.replace(guard.text, guard.instead)
+            source.write_text(changed + FURTHER.get(guard.instead, ""))
+            started = time.monotonic()
+            code = _run(tree, guard.test, "-x", "--timeout=90")
+            source.write_text(whole)
+            word = {0: "SURVIVED", 1: "noticed"}.get(code, f"pytest {code}")
+            survivors += code != 1
+            took = time.monotonic() - started
+            print(
+                f"{word:9} {guard.case:>3}  {guard.file}: {guard.text.strip()!r:.70} ({took:.0f} s)"
+            )
+            sys.stdout.flush()
+    print(f"{len(guards) - survivors} of {len(guards)} removed guards were noticed")
+    return int(survivors > 0)
+
+
+def _source(tree: Path, guard: Guard) -> Path:
+    return tree / "src" / "tutelage" / guard.file
+
+
+def _run(tree: Path, *words: str) -> int:
+    paths = [f"tests/{word}" if "::" in word else word for word in words]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *paths]
+    environment = {**os.environ, "PYTHONPATH": str(tree / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
+    if "--timeout=90" in words and done.returncode == 1 and " failed" not in done.stdout:
+        return 2 if "Timeout" not in done.stdout + done.stderr else 1
+    return done.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
