@@ -453,8 +453,11 @@ def main() -> int:
     survivors = 0
     with tempfile.TemporaryDirectory(prefix="mutations-") as scratch:
         tree = Path(scratch) / "tree"
-        shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".*", "__pycache__", "runs"))
-        shutil.copytree(ROOT / ".ci", tree / ".ci")
+        tree.mkdir()
+        shutil.copy(ROOT / "pyproject.toml", tree)
+        for folder in ("src", "tests"):
+            junk = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / folder, tree / folder, ignore=junk)
         tests = sorted({guard.test for guard in guards})
         if (untouched := _run(tree, *tests)) != 0:
             print(f"the tests fail without any change (pytest ends with {untouched})")
