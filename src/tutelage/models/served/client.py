@@ -166,7 +166,7 @@ class Client:
         try:
             result: T = retrying(attempt)
         except _MayPass as fault:
-            tries = 1 + self.settings.retries
+            tries = retrying.statistics["attempt_number"]
             told = f"{fault} ({tries} {'try' if tries == 1 else 'tries'})"
             raise self._error(path, told) from None
         return result
