@@ -249,6 +249,20 @@ def test_a_hanging_comparison_is_killed_at_its_deadline_and_is_unknown(pool):
     assert pool.ask(jobs[1:]) == [float(i == 5) for i in range(20)]
 
 
+def test_processor_time_alone_ends_one_that_computes(worker, monkeypatch):
+    monkeypatch.setattr("tutelage.data.worker_pool._PATIENCE", 10_000)
+    pool = worker(
+        "from tutelage.data.worker import serve\n"
+        "def forever(job):\n"
+        "    while True: pass\n"
+        "serve(lambda: forever)\n",
+        deadline_s=0.05,
+        size=1,
+    )
+    assert pool.ask([b"one", b"two"]) == [None, None]
+    assert len(pool.processes) == 1
+
+
 def test_one_that_waits_without_computing_is_killed_by_the_clock(worker):
     pool = worker(
         "import time\n"
