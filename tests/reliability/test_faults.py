@@ -387,3 +387,20 @@ def test_the_best_k_are_kept_besides_the_newest(settings):
     }
     best = sorted(found, key=lambda step: found[step])[:3]
     assert set(saved_steps(result.run / "checkpoints")) == {*best, 8}
+
+
+# --- answers that never end ------------------------------------------------------------------
+
+
+def test_answers_that_never_end_are_a_signal_that_says_where_to_look(settings):
+    told = []
+    config = settings(
+        rollout={"max_new_tokens": 2},
+        evaluation={"every": 0},
+        guards={"window": 3},
+        run={"steps": 4},
+    )
+    result = train(config, observer=told.append)
+    (signal,) = [r for r in told if r["kind"] == "signal" and r["name"] == "response_limit"]
+    assert "max_new_tokens" in signal["advice"]
+    assert [e["name"] for e in read_jsonl(result.run / "events.jsonl") if e["event"] == "signal"]

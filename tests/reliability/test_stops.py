@@ -61,6 +61,16 @@ def test_a_signal_ends_any_phase_with_75_and_the_run_goes_on_to_the_bit(
         assert resumed[file] == content, file
 
 
+@pytest.mark.parametrize("phase", ["loading the teacher", "rollout", "scoring", "measuring"])
+def test_long_work_is_abandoned_and_not_waited_for(zygote, written, phase):
+    """The signal comes as a phase of half a minute begins."""
+    place = (LOADING | TRAINING)[phase]
+    long = fault(place, do="wait 30")
+    status, told = zygote.run("train", "-c", written(), faults=[long, fault(place)])
+    assert status == 75, told
+    assert zygote.seconds_from_signal_to_end < WITHIN_S
+
+
 def test_sigusr1_asks_for_the_same(zygote, written):
     place = fault(TRAINING["rollout"], do="SIGUSR1")
     status, told = zygote.run("train", "-c", written(), faults=[place])
