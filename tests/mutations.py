@@ -35,6 +35,20 @@ class Guard(NamedTuple):
     """Below tests: file::name."""
 
 
+FAULTS = "reliability/test_faults.py::"
+KILLS = "reliability/test_kills.py::"
+KILLED_TWENTY = KILLS + "test_a_run_that_is_killed_twenty_times_is_the_straight_one_to_the_bit"
+STOPS = "reliability/test_stops.py::"
+RESUME = "reliability/test_resume.py::test_a_stopped_run_is_the_straight_one_to_the_bit"
+TORN = "flow/test_keeping.py::test_torn_last_lines_are_cut_before_a_resumed_run_writes"
+CHANGES = FAULTS + "test_changes_are_listed_and_refused_unless_they_are_named"
+NOT_FINITE = (
+    FAULTS + "test_a_step_that_is_not_finite_is_neither_taken_nor_saved_and_is_kept_to_look_at"
+)
+OOM = FAULTS + "test_a_step_that_memory_does_not_hold_is_taken_in_smaller_parts"
+ETA = (
+    "watching/test_watch.py::test_remaining_time_counts_steps_and_evaluations_and_is_never_negative"
+)
 CLIENT = "servers/test_client.py::"
 TEACHER = "servers/test_teacher.py::"
 SHAPES = CLIENT + "test_an_answer_that_is_not_what_was_asked_is_tried_once_more_and_then_an_error"
@@ -45,6 +59,232 @@ YAML = "cli/test_errors.py::test_yaml_that_would_grow_or_hang_is_refused_at_once
 PLACES = "flow/test_places.py::"
 
 GUARDS = (
+    # --- stops, kills and what a checkpoint holds ---
+    Guard(
+        "1",
+        "runs/checkpoints.py",
+        "    clear_unfinished(root)\n    for step",
+        "    for step",
+        KILLS + "test_a_kill_in_a_save_leaves_the_checkpoint_before_it",
+    ),
+    Guard(
+        "1",
+        "runs/checkpoints.py",
+        'return "its manifest is missing or damaged, so it was never finished"',
+        "return None",
+        "flow/test_training.py::test_a_checkpoint_without_its_manifest_was_never_finished",
+    ),
+    Guard(
+        "2",
+        "runs/interrupts.py",
+        "            if self._abandons:\n                raise Stop",
+        "            pass",
+        STOPS + "test_long_work_is_abandoned_and_not_waited_for",
+    ),
+    Guard(
+        "2",
+        "runs/interrupts.py",
+        "(signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)",
+        "(signal.SIGTERM, signal.SIGINT)",
+        STOPS + "test_sigusr1_asks_for_the_same",
+    ),
+    Guard(
+        "2",
+        "training.py",
+        "    except Stop:\n        trainer.heed()\n",
+        "    except Stop:\n",
+        STOPS + "test_a_signal_ends_any_phase_with_75_and_the_run_goes_on_to_the_bit",
+    ),
+    Guard(
+        "2",
+        "trainer.py",
+        "            self.optimizer.zero_grad(set_to_none=True)  # of a step that was abandoned\n"
+        "            self.save()\n",
+        "",
+        STOPS + "test_a_signal_ends_any_phase_with_75_and_the_run_goes_on_to_the_bit",
+    ),
+    Guard(
+        "2",
+        "cli/__init__.py",
+        "with interrupts, interrupts.abandoning():",
+        "with interrupts:",
+        STOPS + "test_a_report_that_is_stopped_says_so",
+    ),
+    Guard(
+        "3",
+        "runs/interrupts.py",
+        "            raise KeyboardInterrupt",
+        "            pass",
+        STOPS + "test_a_second_request_does_not_wait_and_leaves_the_old_checkpoint",
+    ),
+    Guard(
+        "3",
+        "runs/interrupts.py",
+        "_SAME_REQUEST_S = 1.0",
+        "_SAME_REQUEST_S = -1.0",
+        STOPS + "test_a_signal_that_a_launcher_repeats_is_one_request",
+    ),
+    Guard("5", "trainer.py", "restore_optimizer(checkpoint, self.optimizer)", "pass", RESUME),
+    Guard(
+        "5",
+        "trainer.py",
+        "self.pending = [[rollout_from_json(r, prompts) for r in step] for step in "
+        'state["pending"]]',
+        "pass",
+        RESUME,
+    ),
+    Guard("5", "trainer.py", "self.session.average.restore(checkpoint.path)", "pass", RESUME),
+    Guard("5", "trainer.py", "        self.run.truncate_after(self.step)\n", "", KILLED_TWENTY),
+    Guard("5", "trainer.py", "self.run.cut_torn_lines()\n        self.saved", "self.saved", TORN),
+    Guard("6", "config/changes.py", "    if refused:", "    if False:", CHANGES),
+    Guard(
+        "6",
+        "config/changes.py",
+        " or key.startswith(NEVER_CHANGEABLE)\n    }",
+        "\n    }",
+        FAULTS + "test_a_change_that_does_not_exist_or_cannot_be_is_refused",
+    ),
+    Guard(
+        "8",
+        "runs/checkpoints.py",
+        "        if _digest(file) != digest:",
+        "        if False:",
+        "flow/test_training.py::test_resume_skips_a_damaged_checkpoint_and_says_so",
+    ),
+    Guard(
+        "8",
+        "trainer.py",
+        "        set_aside(self.run.checkpoints, skipped)\n",
+        "",
+        "flow/test_keeping.py::test_damaged_checkpoints_are_set_aside_and_never_push_out_good_ones",
+    ),
+    Guard(
+        "9",
+        "runs/checkpoints.py",
+        'if whole else ""',
+        'if False else ""',
+        FAULTS + "test_a_checkpoint_without_its_optimizer_is_refused_and_its_weights_are_offered",
+    ),
+    Guard(
+        "9",
+        "runs/checkpoints.py",
+        'return bool(weights) and all(_digest(path / n) == files[n]["blake2b"] for n in weights)',
+        "return bool(weights)",
+        FAULTS + "test_a_checkpoint_without_its_optimizer_is_refused_and_its_weights_are_offered",
+    ),
+    # --- the disk and neighbours ---
+    Guard(
+        "10",
+        "runs/checkpoints.py",
+        '        if attempt == "first":',
+        "        if False:",
+        FAULTS + "test_a_save_that_the_disk_does_not_take_is_tried_once_more_without_old_ones",
+    ),
+    Guard(
+        "10",
+        "runs/checkpoints.py",
+        "        shutil.rmtree(temporary, ignore_errors=True)\n        raise",
+        "        raise",
+        FAULTS + "test_a_disk_that_stays_full_ends_the_run_and_keeps_the_newest_checkpoint",
+    ),
+    Guard(
+        "10",
+        "runs/directory.py",
+        "(errno.ENOSPC, errno.EDQUOT, errno.EFBIG)",
+        "(errno.EDQUOT, errno.EFBIG)",
+        FAULTS + "test_a_real_disk_fills_up_and_nothing_good_is_lost",
+    ),
+    Guard(
+        "11",
+        "runs/directory.py",
+        "            if not says_full(error):\n                raise\n\n    def write_waiting",
+        "            raise\n\n    def write_waiting",
+        FAULTS + "test_records_that_the_disk_does_not_take_wait_for_it_in_their_order",
+    ),
+    Guard(
+        "12",
+        "runs/lock.py",
+        "    except OSError as error:\n        raise UsageError(\n"
+        '            f"run directory {path} cannot be written',
+        "    except ZeroDivisionError as error:\n        raise UsageError(\n"
+        '            f"run directory {path} cannot be written',
+        FAULTS + "test_a_place_that_cannot_be_written_is_known_before_models_are_loaded",
+    ),
+    Guard(
+        "13",
+        "runs/lock.py",
+        "if not _take(stream) or not _is_at(path / LOCK, stream):",
+        "if False:",
+        FAULTS + "test_a_second_process_in_a_run_directory_is_told_who_has_it",
+    ),
+    Guard(
+        "14", "watching/view.py", "self.step_s - max(0.0, since_s)", "self.step_s - since_s", ETA
+    ),
+    # --- numbers and memory ---
+    Guard(
+        "15",
+        "optimizing.py",
+        "usable and math.isfinite(norm) and math.isfinite(loss)",
+        "usable and math.isfinite(norm)",
+        NOT_FINITE,
+    ),
+    Guard(
+        "16",
+        "optimizing.py",
+        "usable and math.isfinite(norm) and math.isfinite(loss)",
+        "usable and math.isfinite(loss)",
+        NOT_FINITE,
+    ),
+    Guard(
+        "17",
+        "optimizing.py",
+        "usable and math.isfinite(norm) and math.isfinite(loss)",
+        "math.isfinite(norm) and math.isfinite(loss)",
+        NOT_FINITE,
+    ),
+    Guard("15", "trainer.py", "self.dump(rollouts, result, norm)", "pass", NOT_FINITE),
+    Guard(
+        "15",
+        "trainer.py",
+        "signals.non_finite(self.steps, guards.non_finite_limit),",
+        "None,",
+        FAULTS + "test_a_run_of_them_ends_with_7_and_says_what_to_do",
+    ),
+    Guard(
+        "15",
+        "trainer.py",
+        "if not all(bool(p.isfinite().all()) for p in student.model.parameters()):",
+        "if False:",
+        "flow/test_keeping.py::test_weights_that_are_not_finite_are_never_saved",
+    ),
+    Guard(
+        "19",
+        "trainer.py",
+        "noticed += warnings(self.history())",
+        "pass",
+        FAULTS + "test_answers_that_never_end_are_a_signal_that_says_where_to_look",
+    ),
+    Guard(
+        "20",
+        "models/memory.py",
+        "            if not out_of_memory(error):\n",
+        "            if True:\n",
+        OOM,
+    ),
+    Guard(
+        "20",
+        "trainer.py",
+        "            self.optimizer.zero_grad(set_to_none=True)\n            self.micro_batch_size",
+        "            self.micro_batch_size",
+        OOM,
+    ),
+    Guard(
+        "20",
+        "trainer.py",
+        'self.micro_batch_size = state["micro_batch_size"]',
+        "pass",
+        FAULTS + "test_a_resumed_run_remembers_what_memory_holds",
+    ),
     # --- the teacher's numbers ---
     Guard(
         "17",

@@ -151,6 +151,13 @@ def test_a_step_that_memory_does_not_hold_is_taken_in_smaller_parts(
     assert state["loop"]["micro_batch_size"] == 2  # a resumed run need not find out anew
 
 
+def test_a_resumed_run_remembers_what_memory_holds(settings, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "backward", failing(torch.Tensor.backward, MEMORY[0], {2}))
+        train(settings(run={"steps": 2}))
+    assert Trainer.resume(settings(), lambda record: None).micro_batch_size == 2
+
+
 def test_sampling_that_memory_does_not_hold_gives_the_same_rollouts(settings, monkeypatch):
     trainer = Trainer.start(settings(), lambda record: None)
     expected = trainer.sample(trainer.prompts_of(0), 0)
