@@ -67,6 +67,7 @@ from tutelage.runs.directory import (
     environment,
     finite,
     open_run,
+    other_versions,
     replace_text,
     reserve_run,
     to_json,
@@ -183,8 +184,9 @@ class Trainer:
                 trainer = cls(config, run, session, observer, interrupts)
         except Stop:
             interrupts.heed(f" while models were loaded; {go_on(run)}")
-        for change in [*changes, *(f"{name}: {fault}" for name, fault in skipped.items())]:
-            observer({"kind": "note", "text": f"resumed although {change}"})
+        faults = [f"{name}: {fault}" for name, fault in skipped.items()]
+        for text in [*changes, *faults, *other_versions(run.path / "environment.json")]:
+            observer({"kind": "note", "text": f"resumed although {text}"})
         if checkpoint is None:
             trainer.begin()
         else:
@@ -195,7 +197,7 @@ class Trainer:
             "resume",
             step=trainer.step,
             changed=changes,
-            skipped=[f"{name}: {fault}" for name, fault in skipped.items()],
+            skipped=faults,
             set_aside=[f"damaged.{name}" for name in skipped],
             versions=environment()["versions"],
         )

@@ -396,6 +396,16 @@ def test_the_best_k_are_kept_besides_the_newest(settings):
     assert set(saved_steps(result.run / "checkpoints")) == {*best, 8}
 
 
+def test_other_versions_than_the_run_began_with_are_told(settings):
+    run = train(settings(run={"steps": 1})).run
+    began = json.loads((run / "environment.json").read_text())
+    began["versions"]["torch"] = "1.0"
+    (run / "environment.json").write_text(json.dumps(began))
+    told = []
+    train(settings(run={"steps": 2}), resume=True, observer=told.append)
+    assert [r["text"] for r in told if "torch was 1.0 and is" in r.get("text", "")]
+
+
 # --- answers that never end ------------------------------------------------------------------
 
 

@@ -215,6 +215,24 @@ def environment() -> dict[str, Any]:
     }
 
 
+def other_versions(path: Path) -> list[str]:
+    """What `environment.json` at `path` says that is other now, a phrase a package.
+
+    The same numbers to the bit are promised under the same versions alone.
+    """
+    if not path.is_file():
+        return []
+    began, now = read_json(path), environment()["versions"]
+    before = began.get("versions") if isinstance(began, dict) else None
+    if not isinstance(before, dict):
+        return []
+    return [
+        f"{package} was {version} and is {now.get(package, 'not installed')}"
+        for package, version in sorted(before.items())
+        if now.get(package) != version
+    ]
+
+
 def to_json(record: Mapping[str, Any]) -> str:
     """One JSON line; a number that is not finite is an error, since JSON has no such number."""
     return json.dumps(record, allow_nan=False, ensure_ascii=False)
