@@ -14,6 +14,7 @@ from tutelage.reports.sheets import LISTED, WORST
 pytestmark = pytest.mark.browser
 
 SIZE = 15_000_000  # bytes of the largest page
+LOADED = 5_000  # ms that it may take to open beyond a small page
 FRAME = 50  # ms: the middle frame while scrolling, with two busy cores to spare
 
 
@@ -395,14 +396,23 @@ def test_a_narrow_window_shows_text_and_token(browse, picture, page_file):
 
 
 @pytest.mark.timeout(600)
-def test_two_hundred_rollouts_of_two_thousand_tokens_fit_and_stay_smooth(browse, tmp_path):
+def test_two_hundred_rollouts_of_two_thousand_tokens_fit_and_stay_smooth(
+    browse, page_file, tmp_path
+):
     run = write_run(tmp_path, rollouts=100, tokens=2_000, vocabulary=30_000, distinct=10)
     file = write_report([run], output=tmp_path / "report.html")
     assert file.stat().st_size < SIZE
-    page = browse(file)
-    shown(page)
-    loaded = page.evaluate("performance.timing.loadEventEnd - performance.timing.navigationStart")
-    assert loaded < 5_000  # ms
+
+    def opened(file):
+        page = browse(file)
+        shown(page)
+        load = "performance.timing.loadEventEnd - performance.timing.navigationStart"
+        page.wait_for_function("performance.timing.loadEventEnd > 0")
+        return page, page.evaluate(load)
+
+    _, small = opened(page_file)
+    page, loaded = opened(file)
+    assert loaded - small < LOADED
     frames = page.evaluate(
         """async () => {
           const list = document.getElementById("tv-rows"), frames = [];
@@ -418,7 +428,7 @@ def test_two_hundred_rollouts_of_two_thousand_tokens_fit_and_stay_smooth(browse,
             tokens: document.querySelectorAll(".tv-t").length };
         }"""
     )
-    print(file.stat().st_size, loaded, frames)
+    print(f"{file.stat().st_size:,} bytes; loaded in {small} and {loaded} ms; frames: {frames}")
     assert frames["scrolled"] > 50_000
     assert frames["middle"] < FRAME
     assert frames["late"] < 4 * FRAME
