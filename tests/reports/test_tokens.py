@@ -34,6 +34,7 @@ def records(run, step):
 
 
 def shown(page):
+    page.locator("html[data-ready=yes]").wait_for()  # figures above move the text no more
     page.locator(".tv-text .tv-t").first.wait_for()
 
 
@@ -238,11 +239,13 @@ def test_everything_works_from_the_keyboard(browse, page_file, run):
         assert panel(page)["heading"] == name(record["tokens"][place])
     active = page.evaluate("document.activeElement.getAttribute('aria-activedescendant')")
     assert page.locator(f"#{active}").get_attribute("aria-selected") == "true"
-    top = page.locator("#tv-active").bounding_box()["y"]
+    top = page.evaluate("document.getElementById('tv-active').offsetTop")  # in the answer
     page.keyboard.press("ArrowDown")
-    assert page.locator("#tv-active").bounding_box()["y"] > top
+    assert page.evaluate("document.getElementById('tv-active').offsetTop") > top
     page.keyboard.press("ArrowUp")
-    assert page.locator("#tv-active").bounding_box()["y"] == pytest.approx(top, abs=4)
+    assert page.evaluate("document.getElementById('tv-active').offsetTop") == pytest.approx(
+        top, abs=4
+    )
     page.keyboard.press("w")
     page.wait_for_timeout(200)
     assert page.locator("#tv-status").inner_text().startswith("Worst: ")
@@ -413,6 +416,12 @@ def test_two_hundred_rollouts_of_two_thousand_tokens_fit_and_stay_smooth(
     _, small = opened(page_file)
     page, loaded = opened(file)
     assert loaded - small < LOADED
+    listed = page.evaluate(
+        "(({ listed, least }) => [listed, least])"
+        "(JSON.parse(document.getElementById('data-tokens').textContent))"
+    )
+    assert listed[0] == LISTED
+    assert listed[1] <= 1e-3
     frames = page.evaluate(
         """async () => {
           const list = document.getElementById("tv-rows"), frames = [];

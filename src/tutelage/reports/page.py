@@ -4,6 +4,7 @@ import base64
 import csv
 import hashlib
 import json
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -95,8 +96,9 @@ def render_page(report: Report) -> str:
         return text
 
     parts = sections(report)
+    library = get_plotlyjs()
     scripts = [
-        get_plotlyjs(),
+        source("plotly.js"),
         source("figures.js"),
         source("page.js"),
         *(part.script for part in parts if part.script),
@@ -115,7 +117,8 @@ def render_page(report: Report) -> str:
         data=embedded([figure.drawn() for figure in report.figures()]),
         part_data=[(part.id, embedded(part.data)) for part in parts if part.data],
         scripts=[Markup(script) for script in scripts],
-        policy=" ".join(_hash(script) for script in scripts),
+        library=base64.b64encode(zlib.compress(library.encode("utf-8"), 9)).decode("ascii"),
+        policy=" ".join(_hash(script) for script in (library, *scripts)),
     )
     return page.encode("utf-8", "replace").decode("utf-8")
 

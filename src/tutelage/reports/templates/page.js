@@ -68,8 +68,8 @@
     draw(place);
     setTimeout(next, 0);
   }
-  next();
-  addEventListener("beforeprint", () => waiting.splice(0).forEach(draw));
+  plotly.then(next);
+  addEventListener("beforeprint", () => window.Plotly && waiting.splice(0).forEach(draw));
 
   const links = new Map([...document.querySelectorAll("nav a")].map((a) => [a.hash.slice(1), a]));
   const spy = new IntersectionObserver((entries) => {
