@@ -140,6 +140,7 @@ BAD = {
     "one token short": (first_place(lambda p, at: p.pop()), "4 of 5 tokens"),
     "shifted left": (first_place(lambda p, at: p.append(p.pop(0))), "shifted"),
     "shifted right": (first_place(lambda p, at: p.insert(1, p.pop())), "shifted"),
+    "a scored first token": (first_place(lambda p, at: p.__setitem__(0, p[1])), "nothing predicts"),
     "a null place": (first_place(lambda p, at: p.__setitem__(at, None)), "no log-prob"),
     "a null number": (_set_own(None), "is None"),
     "minus infinity": (_set_own(-9999.0), "minus infinity"),
