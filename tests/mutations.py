@@ -572,7 +572,7 @@ GUARDS = (
         "39",
         "cli/__init__.py",
         'print(f"tutelage: {printable(redacted(str(error)))}"',
-        'print(f"tutelage: {printable(str(error))}"',
+        'print(f"tutelage: {error}"',
         SECRETS + "test_a_key_in_a_place_that_takes_none_is_refused_and_not_repeated",
     ),
     Guard(

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
+from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tutelage.errors import ServerError, UsageError
 from tutelage.paths import usable_path
 
 _WEIGHTS = "model*.safetensors"  # what transformers loads; optimizer states stand beside it
+_INDEX = "model.safetensors.index.json"
 _ADAPTER, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -187,7 +189,22 @@ def _whole_model(folder: Path, path: str, role: str, weights: bool) -> ModelFold
             f"{role} model: {path} has no weights; model.safetensors, or its shards, must stand "
             "next to config.json"
         )
-    return ModelFolder(folder, role)
+    model = ModelFolder(folder, role)
+    if (folder / _INDEX).is_file():
+        _require_safetensors(model)
+    return model
+
+
+def _require_safetensors(model: ModelFolder) -> None:
+    """Refuse an index that sends transformers to another file than weights of this folder."""
+    files = model.read(_INDEX).get("weight_map", {})
+    named = list(files.values()) if isinstance(files, dict) else [files]
+    strange = [n for n in named if not isinstance(n, str) or "/" in n or not fnmatch(n, _WEIGHTS)]
+    if strange:
+        raise UsageError(
+            f"{model.role} model: {model.path / _INDEX} names {strange[0]!r:.80}, and weights "
+            f"stand in {_WEIGHTS} of the same folder; copy the model anew"
+        )
 
 
 def locate(path: str, role: str, revision: str | None = None) -> Path:
