@@ -102,7 +102,9 @@ def test_a_server_that_repeats_the_key_in_its_faults_spreads_it_nowhere(place, t
         f.status(500, f"lost {CANARY}")
     ] * 9
     assert main(["train", "-c", str(path)]) == 6
-    assert "***" in capfd.readouterr().err
+    told = capfd.readouterr()
+    assert "***" in told.err
+    assert not LEAK.search(f"{told.out}{told.err}".encode())
     require_no_leak(tmp_path, capfd)
 
 
@@ -126,7 +128,9 @@ def test_a_key_in_a_place_that_takes_none_is_refused_and_not_repeated(
 ):
     _, path = place
     assert main(["train", "-c", str(path), "--run.dir", "other", *words]) in (2, 4, 6)
-    assert capfd.readouterr().err.startswith("tutelage: ")
+    told = capfd.readouterr().err
+    assert told.startswith("tutelage: ")
+    assert not LEAK.search(told.encode()), told
     require_no_leak(tmp_path, capfd)
     assert not (tmp_path / "other").exists()
 

@@ -343,8 +343,8 @@ def test_what_ended_a_run_at_a_server_and_the_tries_before_it_are_kept(
     with pytest.raises(ServerError, match="engine died"):
         train(config, observer=break_down)
     events = read_jsonl(tmp_path / "run" / "events.jsonl")
-    assert [e["event"] for e in events][-2:] == ["server_retry", "server_failed"]
-    assert "engine died" in events[-1]["text"]
+    assert [e["event"] for e in events][-3:] == ["server_retry", "server_failed", "stopped"]
+    assert "engine died" in events[-2]["text"]
 
 
 def test_a_run_keeps_what_the_server_said_and_never_the_key(
