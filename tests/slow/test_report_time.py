@@ -63,6 +63,10 @@ def write_long_run(folder: Path, like: Path) -> None:
                     row[key] = row[key] * 40
                 row["text"] = row["text"] * 40
                 row["scores"] = {k: v * 40 for k, v in row["scores"].items()}
+                row["likely"] = {
+                    side: {k: v * 40 for k, v in lists.items()}
+                    for side, lists in row["likely"].items()
+                }
                 written += out.write(json.dumps(row) + "\n")
                 number += 1
     (folder / "environment.json").write_text((like / "environment.json").read_text())
