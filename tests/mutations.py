@@ -700,7 +700,7 @@ def main() -> int:
             shutil.copytree(ROOT / folder, tree / folder, ignore=junk)
         tests = sorted({guard.test for guard in guards})
         if (untouched := _run(tree, *tests)) != 0:
-            print(f"the tests fail without any change (pytest ends with {untouched})")
+            print(f"the tests fail without any change (pytest ends with {untouched}): {tests}")
             return 1
         for guard in guards:
             source = _source(tree, guard)
