@@ -635,6 +635,13 @@ GUARDS = (
     ),
     Guard(
         "40",
+        "models/checkpoints.py",
+        "    if strange:\n",
+        "    if False:\n",
+        HOSTILE + "test_a_damaged_index_never_leads_to_a_pickle",
+    ),
+    Guard(
+        "40",
         "models/local.py",
         "                trust_remote_code=False,\n                output_loading_info=True,",
         "                trust_remote_code=True,\n                output_loading_info=True,",
@@ -658,23 +665,11 @@ GUARDS = (
         "40",
         "data/template_worker.py",
         "transformers.render_jinja_template(",
-        "_unsandboxed(",
+        "(lambda conversations, chat_template, **rest: ([__import__('jinja2').Environment()"
+        ".from_string(chat_template).render(messages=c, **rest) for c in conversations], None))(",
         HOSTILE + "test_a_template_cannot_leave_its_sandbox",
     ),
 )
-
-FURTHER = {
-    # What a replacement needs besides: text put at the end of the file.
-    "_unsandboxed(": """
-
-
-def _unsandboxed(conversations: Any, chat_template: str, **rest: Any) -> Any:
-    import jinja2
-
-    template = jinja2.Environment().from_string(chat_template)
-    return [template.render(messages=c, **rest) for c in conversations], None
-""",
-}
 
 
 def main() -> int:
@@ -706,7 +701,7 @@ def main() -> int:
             source = _source(tree, guard)
             whole = source.read_text()
             changed = whole.replace(guard.text, guard.instead)
-            source.write_text(changed + FURTHER.get(guard.instead, ""))
+            source.write_text(changed)
             started = time.monotonic()
             code = _run(tree, guard.test, "-x", "--timeout=200")
             source.write_text(whole)
@@ -730,8 +725,6 @@ def _run(tree: Path, *words: str) -> int:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *paths]
     environment = {**os.environ, "PYTHONPATH": str(tree / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
-    if "--timeout=200" in words and done.returncode == 1 and " failed" not in done.stdout:
-        return 2 if "Timeout" not in done.stdout + done.stderr else 1
     return done.returncode
 
 
