@@ -32,7 +32,7 @@ def lab_settings(
     folder: Path, task: "Task", models: Path, seed: int, questions: int, budget: int
 ) -> dict[str, Any]:
     """An alignment of three teachers on held-out problems."""
-    from tutelage.demonstration import write_prompts
+    from tutelage.lab.tasks import write_prompts
 
     write_prompts(folder / "prompts.jsonl", task.eval_prompts(questions, seed=200 + seed))
     return {
@@ -59,7 +59,7 @@ def smollm2_settings(
     folder: Path, models: Path, seed: int, questions: int, budget: int
 ) -> dict[str, Any]:
     """Self-teachers that see the answer or a demonstration, on sums that are sometimes solved."""
-    from tutelage.demonstration import write_prompts
+    from tutelage.lab.tasks import write_prompts
 
     tree: dict[str, Any] = {
         "student": {"path": str(models / "smollm2")},

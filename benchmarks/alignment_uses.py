@@ -61,8 +61,9 @@ POLICIES: dict[str, tuple[str, dict[str, Any] | None, dict[str, Any] | None]] = 
 
 def settings(folder: Path, teacher: str, seed: int) -> dict[str, Any]:
     """The demo's settings with another teacher, as a user would write them."""
-    from tutelage.demonstration import demo_config, write_prompts
+    from tutelage.demonstration import demo_config
     from tutelage.lab.embedded import EMBEDDED_SPEC, model_path
+    from tutelage.lab.tasks import write_prompts
 
     task = EMBEDDED_SPEC.task
     write_prompts(folder / "prompts.jsonl", task.train_prompts(STEPS * 64, seed))
@@ -78,8 +79,8 @@ def measure(teacher: str, seed: int) -> dict[str, Any]:
     """The reliability table of a teacher, on questions of neither training nor evaluation."""
     from tutelage.alignment.job import align
     from tutelage.config import parse_config
-    from tutelage.demonstration import write_prompts
     from tutelage.lab.embedded import EMBEDDED_SPEC
+    from tutelage.lab.tasks import write_prompts
 
     task = EMBEDDED_SPEC.task
     evaluated = {prompt.question for prompt in task.eval_prompts(HELD_OUT)}

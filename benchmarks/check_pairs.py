@@ -86,8 +86,7 @@ def run_pair(
 ) -> dict[str, Any]:
     """Check, then train, one pair."""
     import tutelage
-    from tutelage.demonstration import write_prompts
-    from tutelage.lab.tasks import ModTotal, RunningTotal
+    from tutelage.lab.tasks import ModTotal, RunningTotal, write_prompts
     from tutelage.ops.intervals import difference_interval
 
     of = ModTotal() if task == MOD else RunningTotal()

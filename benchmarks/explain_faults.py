@@ -297,9 +297,8 @@ def run_once(
 ) -> dict[str, Any]:
     """Train one run with its faults, into `keep`."""
     import tutelage
-    from tutelage.demonstration import write_prompts
     from tutelage.errors import Preempted, TutelageError
-    from tutelage.lab.tasks import ModTotal, RunningTotal
+    from tutelage.lab.tasks import ModTotal, RunningTotal, write_prompts
 
     task = (
         RunningTotal() if half == DEVELOPMENT or model_seed(half, seed) in RUNNING else ModTotal()

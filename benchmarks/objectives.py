@@ -54,8 +54,9 @@ def run(setting: str, lr: float, seed: int) -> dict[str, Any]:
     import torch
 
     from tutelage.config import parse_config
-    from tutelage.demonstration import demo_config, write_prompts
+    from tutelage.demonstration import demo_config
     from tutelage.lab.embedded import EMBEDDED_SPEC
+    from tutelage.lab.tasks import write_prompts
     from tutelage.runs.directory import read_lines
     from tutelage.training import train
 

@@ -20,12 +20,11 @@ from typing import Any
 import torch
 
 from tutelage.config import Config, DataConfig, ModelConfig, parse_config
-from tutelage.demonstration import write_prompts
 from tutelage.evaluation import evaluate_model
 from tutelage.lab.embedded import VERIFIER, build, model_path
 from tutelage.lab.models import Training, train_model
 from tutelage.lab.pairs import PairSpec, running_total_models
-from tutelage.lab.tasks import RunningTotal, SolutionStyle
+from tutelage.lab.tasks import RunningTotal, SolutionStyle, write_prompts
 from tutelage.models.local import load_model
 from tutelage.ops.intervals import mean_interval
 from tutelage.rescue.cold_start import cold_start

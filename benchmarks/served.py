@@ -32,8 +32,9 @@ def run(mode: str, seed: int, teacher: str, student: str, weights: Path) -> dict
     import torch
 
     from tutelage.config import parse_config
-    from tutelage.demonstration import demo_config, question_rewards, write_prompts
+    from tutelage.demonstration import demo_config, question_rewards
     from tutelage.lab.embedded import EMBEDDED_SPEC
+    from tutelage.lab.tasks import write_prompts
     from tutelage.runs.directory import read_lines
     from tutelage.training import train
 

@@ -1,6 +1,5 @@
 """The main job on the embedded pair: check, train, evaluate, report."""
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from tutelage.diagnose.checking import Check, check
 from tutelage.errors import UsageError
 from tutelage.evaluation import evaluate
 from tutelage.lab.embedded import EMBEDDED_SPEC, VERIFIER, model_path
+from tutelage.lab.tasks import write_prompts
 from tutelage.models.local import load_model
 from tutelage.ops.intervals import bootstrap_interval, gap_recovery
 from tutelage.reports.page import write_report
@@ -155,16 +155,3 @@ def _new_folder(output: str | Path | None, seed: int) -> Path:
         folder = next(f for f in map(Path, names) if not f.exists())
     folder.mkdir(parents=True, mode=0o700)
     return folder
-
-
-def write_prompts(path: Path, prompts: Sequence[Prompt]) -> None:
-    """Chat prompts as the rows of a .jsonl file."""
-    rows = (
-        {
-            "id": prompt.id,
-            "prompt": [{"role": turn.role, "content": turn.content} for turn in prompt.messages],
-            "answer": prompt.answer,
-        }
-        for prompt in prompts
-    )
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -4,8 +4,8 @@ import pytest
 
 import tutelage
 from tutelage.config import parse_config
-from tutelage.demonstration import write_prompts
 from tutelage.lab.embedded import EMBEDDED_SPEC, VERIFIER, model_path
+from tutelage.lab.tasks import write_prompts
 
 FAULTS = {
     "healthy": {"run": {"steps": 16}},

@@ -12,8 +12,8 @@ import pytest
 import tutelage
 from helpers import tiny_run
 from tutelage.config import parse_config
-from tutelage.demonstration import write_prompts
 from tutelage.lab.embedded import EMBEDDED_SPEC, VERIFIER, model_path
+from tutelage.lab.tasks import write_prompts
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -14,9 +14,9 @@ from tutelage.cli import main
 from tutelage.config import Config, parse_config
 from tutelage.config.rescue import Mixture, PromptsRescue, Selection
 from tutelage.data.prompts import load_prompts, stream_prompts
-from tutelage.demonstration import write_prompts
 from tutelage.errors import DataError, Preempted, UsageError
 from tutelage.lab.embedded import EMBEDDED_SPEC, model_path
+from tutelage.lab.tasks import write_prompts
 from tutelage.rescue import scoring
 from tutelage.rescue.scoring import PairBench, difficulties, select
 

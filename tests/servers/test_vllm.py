@@ -68,7 +68,7 @@ def student_url(folder, copy):
 
 @pytest.fixture
 def settings(tmp_path):
-    from tutelage.demonstration import write_prompts
+    from tutelage.lab.tasks import write_prompts
 
     prompts = tmp_path / "prompts.jsonl"
     write_prompts(prompts, EMBEDDED_SPEC.task.train_prompts(120, 0))

@@ -25,7 +25,7 @@ VERBS = {
     "watch": "how a run goes, in the terminal, until it ends",
     "report": "one HTML page from one or more run directories",
     "doctor": "machine, versions, extras, and what the servers of a run can do",
-    "lab": "build the embedded models anew",
+    "lab": "published phenomena on tiny models, each with a verdict over seeds",
 }
 
 

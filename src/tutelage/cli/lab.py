@@ -2,23 +2,80 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Any
 
-from tutelage.cli.arguments import parse, put
-from tutelage.errors import UsageError, did_you_mean
+import tyro
+
+from tutelage.cli.arguments import parse, print_json, put
+from tutelage.errors import UsageError
+
+HELP = """usage: tutelage lab SUITE [SUITE ...] [options]     tutelage lab SUITE --help
+
+  list   the suites: what each claims, and the published figure it mirrors
+  all    every suite
+  SUITE  run what is not done of it, and judge it over seeds
+  build  train the embedded student and teachers anew
+"""
 
 
 def run(words: Sequence[str]) -> None:
     """Read the arguments and call the verb."""
-    verbs = {"build": build}
     if not words or words[0] in ("-h", "--help"):
-        print(
-            "usage: tutelage lab build [--output DIR] [--seed N]\n\n"
-            "  build  train the embedded student and teachers anew"
-        )
-        return
-    if words[0] not in verbs:
-        raise UsageError(f"there is no lab {words[0]!r}. {did_you_mean(words[0], verbs)}")
-    parse(verbs[words[0]], words[1:])
+        print(HELP, end="")
+    elif words[0] == "list":
+        if words[1:]:
+            raise UsageError("lab list takes no arguments")
+        from tutelage.lab.told import listed
+
+        put(listed())
+    elif words[0] == "build":
+        parse(build, words[1:])
+    else:
+        parse(lab, words)
+
+
+def lab(
+    suites: Annotated[tuple[str, ...], tyro.conf.Positional],
+    *,
+    task: str = "running",
+    seeds: int = 5,
+    short: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("runs/lab"),
+    as_json: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
+) -> None:
+    """Re-run published phenomena on tiny models, seed by seed, and judge each over the seeds.
+
+    Models and arms are kept in the output folder and shared among suites; the same command goes on
+    where it was stopped. A page with a figure and a verdict a suite is written there.
+
+    Args:
+        suites: names that `tutelage lab list` shows, or `all`.
+        task: running (the last digit of a sum) or mod (a sum modulo 31).
+        seeds: how many, from 1 on, each with models, prompts and samples of its own.
+        short: tiny models and two steps, in seconds; proves that everything runs, no claim.
+        output: folder for models, runs, results and the page.
+        as_json: print one JSON object on stdout.
+    """
+    import torch
+
+    from tutelage.cli.progress import say
+    from tutelage.lab.running import lab_suites
+    from tutelage.lab.told import as_text
+    from tutelage.reports.page import write_report
+
+    def tell(record: dict[str, Any]) -> None:
+        if record["kind"] == "unit":
+            say(f"seed {record['seed']}  {record['arm']}")
+        else:
+            say(f"{record['suite']}: {record['verdict']}")
+
+    torch.set_num_threads(1)  # models this small only lose time to a second thread
+    found = lab_suites(suites, task=task, seeds=seeds, short=short, output=output, observer=tell)
+    page = write_report([found.folder])
+    if as_json:
+        print_json(found.to_dict() | {"report": str(page)})
+    else:
+        put(f"{as_text(found)}\n\n{page}")
 
 
 def build(*, output: Path | None = None, seed: int | None = None) -> None:
@@ -34,7 +91,7 @@ def build(*, output: Path | None = None, seed: int | None = None) -> None:
     from tutelage.lab.embedded import EMBEDDED_SEED, EMBEDDED_SPEC, ZOO
     from tutelage.lab.embedded import build as run_build
 
-    torch.set_num_threads(1)  # models this small only lose time to a second thread
+    torch.set_num_threads(1)
     total = sum(training.steps for training in EMBEDDED_SPEC.models.values())
     with LabDisplay(total) as display:
         paths = run_build(

@@ -23,8 +23,8 @@ def report(
 ) -> None:
     """Write one HTML page about runs and results; several runs are laid over each other.
 
-    Reads what train, align, rescue cold-start, rescue controls and rescue prompts wrote, finished
-    or not. What is missing or damaged is told on the page.
+    Reads what train, align, lab, rescue cold-start, rescue controls and rescue prompts wrote,
+    finished or not. What is missing or damaged is told on the page.
 
     Args:
         runs: their directories, the prompts file of rescue prompts, or folders that hold runs.

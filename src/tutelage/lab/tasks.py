@@ -9,10 +9,12 @@ incompatible.
     ModTotal, modulo 31         5 a7 b4   ->  5 a 7 12 b 4 16 # 16 $  or  5 b 4 9 a 7 16 # 16 $
 """
 
+import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -337,3 +339,16 @@ class ModTotal(Task):
         if done < 0.24:
             return 2, 128
         return int(rng.integers(2, self.lengths[1] + 2)), 64
+
+
+def write_prompts(path: Path, prompts: Sequence[Prompt]) -> None:
+    """Chat prompts as the rows of a .jsonl file."""
+    rows = (
+        {
+            "id": prompt.id,
+            "prompt": [{"role": turn.role, "content": turn.content} for turn in prompt.messages],
+            "answer": prompt.answer,
+        }
+        for prompt in prompts
+    )
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

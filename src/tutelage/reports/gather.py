@@ -12,6 +12,7 @@ from tutelage.reports.comparing import Cell, differing_settings, final_numbers
 from tutelage.reports.curves import curves
 from tutelage.reports.depth import heatmaps
 from tutelage.reports.figures import Figure
+from tutelage.reports.lab import read_lab
 from tutelage.reports.results import (
     Result,
     read_cold_start,
@@ -76,6 +77,8 @@ def gather(paths: Sequence[str | Path], *, whole: bool = False) -> Report:
                 results.append(read_controls(path, name, place))
             case "cold-start":
                 results.append(read_cold_start(path, name, place))
+            case "lab":
+                results += read_lab(path, name, place)
             case "prompts":
                 results.append(read_prompts(path, name))
             case _:
@@ -100,6 +103,8 @@ def kind_of(path: Path) -> str | None:
     """What a directory or a file is a result of; None for anything else."""
     if path.is_file():
         return "prompts" if path.name.endswith(".summary.json") else None
+    if (path / "lab.json").is_file():
+        return "lab"
     if (path / "alignment.json").is_file() or (path / "spines.jsonl").is_file():
         return "align"
     if (path / "controls.json").is_file():

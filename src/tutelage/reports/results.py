@@ -40,6 +40,8 @@ class Result:
     """The verb that wrote it."""
     lead: list[str]
     """What it found, in sentences."""
+    heading: str = ""
+    """Where one file holds several results; empty: the verb's."""
 
     figures: list[Figure] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
@@ -50,7 +52,7 @@ class Result:
     @property
     def title(self) -> str:
         """Its heading."""
-        return _TITLES[self.kind]
+        return self.heading or _TITLES[self.kind]
 
 
 def estimate(found: Any) -> tuple[float, tuple[float, float] | None] | None:

@@ -1,0 +1,44 @@
+"""Verdicts of the lab as text."""
+
+from tutelage.lab.running import Judged, LabResult
+from tutelage.lab.suites import LEFT_OUT, SUITES
+from tutelage.lab.verdicts import Estimate
+
+
+def as_text(found: LabResult) -> str:
+    """A block a suite: verdict, claim, and each number beside its threshold."""
+    blocks = [_block(judged) for judged in found.suites]
+    if found.short:
+        blocks.append("Short: models of three steps. This proves that everything runs, no claim.")
+    return "\n\n".join(blocks)
+
+
+def listed() -> str:
+    """Every suite with its claim and the figure it mirrors, and what is left out."""
+    width = max(map(len, SUITES))
+    lines = [
+        f"{name:{width}}  {suite.claim}\n{'':{width}}  {suite.mirrors}"
+        for name, suite in SUITES.items()
+    ]
+    left_out = [f"  {name}: {why}" for name, why in LEFT_OUT.items()]
+    return "\n".join([*lines, "", "no suite yet:", *left_out])
+
+
+def _block(judged: Judged) -> str:
+    lines = [f"{judged.name}: {judged.word}", f"  {judged.suite.claim}"]
+    for part, found, state in judged.parts:
+        threshold = f"above {part.above:g}" if part.above is not None else f"below {part.below:g}"
+        lines.append(f"  {state:5}  {part.says}: {_number(found)}, {threshold}")
+    lines += [f"  left out: seed {seed}, {why}" for seed, why in judged.failed.items()]
+    return "\n".join(lines)
+
+
+def _number(found: Estimate) -> str:
+    if found.mean is None:
+        return "undefined"
+    count = len(found.values)
+    seeds = f"{count} seed{'s' if count > 1 else ''}"
+    if found.interval is None:
+        return f"{found.mean:+.3f} ({seeds}, no interval)"
+    low, high = found.interval
+    return f"{found.mean:+.3f} [{low:+.3f}, {high:+.3f}] ({seeds})"
