@@ -10,7 +10,7 @@ import tutelage
 from tutelage.cli import main
 from tutelage.errors import UsageError
 from tutelage.lab import kept, running
-from tutelage.lab.arms import Continue, Distil, Greedy
+from tutelage.lab.arms import Continue, Distil, Greedy, Imitate
 from tutelage.lab.kept import TASKS, KeptModels
 from tutelage.lab.models import Size, Training
 from tutelage.lab.running import judge_suite, lab_suites
@@ -81,17 +81,24 @@ PUBLISHED = {
     "k = 1": (0.3, 0.6),
     "k = 4": (0.3, 0.78),
     "k = 16": (0.3, 0.8),
+    "without": (0.3, 0.05),
+    "with": (0.7, 0.9),
     "X": (0.3, 0.8),
     "Y": (0.3, 0.32),
 }
-GREEDY = {"student, greedy": 0.6, "same data, greedy": 0.9}
+ASKED = {
+    "student, greedy": 0.6,
+    "same data, greedy": 0.9,
+    "imitation": 0.7,
+    "more imitation": 0.9,
+}
 TEACHER = {"from the student": 0.3, "from same data": 0.31}
 
 
 def _numbers(arm, work, rng, *, happens):
     noise = rng.normal(0, 0.01, 8)
-    if isinstance(work, Greedy):
-        return {"accuracy": (GREEDY[arm] if happens else 0.6) + noise[0]}
+    if isinstance(work, Greedy) or type(work) is Imitate:
+        return {"accuracy": (ASKED[arm] if happens else 0.6) + noise[0]}
     if isinstance(work, Continue):
         teacher = [0.99, 0.8, 0.5, 0.35] if happens else [0.3] * 4
         return {"student": [0.3] * 4, "teacher": (np.array(teacher) + noise[:4]).tolist()}
@@ -102,7 +109,7 @@ def _numbers(arm, work, rng, *, happens):
     ends = {
         "accuracy": [before, after],
         "teacher/accuracy": [TEACHER.get(arm, 0.95), None],
-        "overlap/mass_student": [0.55, 0.55 + rise],
+        "overlap/mass_student": [0.75 if happens and arm == "with" else 0.55, 0.55 + rise],
         "overlap/advantage": [-0.2, -0.2 + rise / 4],
         "entropy/gap": [0.3, 0.3 - rise / 2],
         "sequence_reward/auroc": [0.75 if happens else 0.5, 0.7],

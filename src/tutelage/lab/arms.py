@@ -16,6 +16,7 @@ from tutelage.evaluation import evaluate
 from tutelage.lab.kept import KeptModels
 from tutelage.lab.tasks import ModTotal, Task, write_prompts
 from tutelage.models.local import LocalModel, load_model
+from tutelage.rescue.cold_start import cold_start
 from tutelage.runs.directory import read_lines
 from tutelage.runs.seals import digest_of
 from tutelage.training import train
@@ -125,7 +126,7 @@ class Distil:
 
     def run(self, place: Place) -> Numbers:
         """Every evaluation's numbers, by step; the weights of the end are not kept."""
-        config = self._config(place)
+        config = self.config(place)
         run = train(config, overwrite=True).run
         records = [r for r in read_lines(run / "metrics.jsonl") if r["kind"] == "eval"]
         for name in ("checkpoints", "student"):
@@ -136,12 +137,18 @@ class Distil:
             "curves": {key: c for key, c in curves.items() if any(v is not None for v in c)},
         }
 
+    def start(self, place: Place) -> Path:
+        """Where the student's weights are."""
+        return place.models.path(self.student, place.seed)
+
     @property
     def _name(self) -> str:
-        told = f"-{digest_of(repr(self.settings))}" if self.settings else ""
+        plain = Distil(student=self.student, teacher=self.teacher)
+        told = "" if self == plain else f"-{digest_of(repr(self))}"
         return f"{self.student}-from-{self.teacher}{told}"
 
-    def _config(self, place: Place) -> Config:
+    def config(self, place: Place) -> Config:
+        """The settings of the run."""
         size, seed = place.size, place.seed
         train_file, held_file = (
             place.folder / f"{name}-{count}.jsonl"
@@ -154,7 +161,7 @@ class Distil:
             write_prompts(train_file, place.task.train_prompts(size.steps * size.prompts, seed))
             write_prompts(held_file, place.task.eval_prompts(size.held_out))
         tree: dict[str, Any] = {
-            "student": {"path": str(place.models.path(self.student, seed))},
+            "student": {"path": str(self.start(place))},
             "teacher": {"path": str(place.models.path(self.teacher, seed))},
             "data": {
                 "prompts": str(train_file),
@@ -179,6 +186,55 @@ class Distil:
         for section, changes in self.settings.items():
             tree[section] = {**tree.get(section, {}), **changes}
         return parse_config(tree)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imitate(Distil):
+    """The student imitates right answers of the teacher, and is not distilled."""
+
+    imitation: int
+    """Steps of 32 answers each; a short run takes two."""
+
+    def run(self, place: Place) -> Numbers:
+        """`accuracy` on the held-out problems at temperature 1."""
+        model = load_model(ModelConfig(path=str(self._imitated(place))), "student")
+        verify = make_verifier(place.task.verifier)
+        found = evaluate(model, place.held_out(model), verify, place.params, seed=place.seed)
+        return {"accuracy": float(np.mean(found.accuracies))}
+
+    def _imitated(self, place: Place) -> Path:
+        """The student after imitation, which several arms share."""
+        steps = self.imitation if place.size is not SHORT else 2
+        output = place.folder / "runs" / f"imitation-{self.student}-{self.teacher}-{steps}"
+        config = Distil(student=self.student, teacher=self.teacher).config(place)
+        settings = {
+            "questions": min(800, place.size.steps * place.size.prompts),
+            "steps": steps,
+            "batch_size": 32,
+            "lr": 1e-3,
+            "right_only": place.size is not SHORT,  # after three steps nothing is right
+            "check": False,
+            "patience": 0,
+            "every": steps,
+        }
+        tree = {**config.model_dump(), "cold_start": settings}
+        done = output / "checkpoints" / f"step-{steps}"
+        if not (output / "summary.json").exists():
+            cold_start(parse_config(tree), output, overwrite=output.exists())
+        return done
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColdStarted(Imitate):
+    """Distillation after imitation of the same teacher."""
+
+    def run(self, place: Place) -> Numbers:
+        """Every evaluation's numbers, by step of the distillation."""
+        return Distil.run(self, place)
+
+    def start(self, place: Place) -> Path:
+        """The student after imitation."""
+        return self._imitated(place)
 
 
 @dataclass(frozen=True, kw_only=True)
