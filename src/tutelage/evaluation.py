@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from tutelage.config import DataConfig, EvaluationConfig, ModelConfig, section
+from tutelage.config import DataConfig, EvaluationConfig, ModelConfig, RolloutConfig, section
 from tutelage.data.prompts import load_prompts
 from tutelage.data.render import render
 from tutelage.data.verify import Verify, choose_verifier, judge
@@ -171,6 +171,30 @@ def evaluate_model(
         with full_disk_told(path):
             write_questions(evaluation, path)
     return record
+
+
+def teacher_pass_rates(
+    teacher: Sampler,
+    rollouts: Sequence[Rollout],
+    verify: Verify | None,
+    settings: RolloutConfig,
+    *,
+    samples: int,
+    seed: int,
+    step: int,
+) -> dict[str, float | None]:
+    """How often a teacher itself solves each prompt of some rollouts; None: all unknown."""
+    prompts = {
+        r.prompt.id: RenderedPrompt(prompt=r.prompt, ids=r.teacher_prompt_ids or r.prompt_ids)
+        for r in rollouts
+    }
+    params = SamplingParams(
+        max_new_tokens=settings.max_new_tokens, temperature=settings.temperature
+    )
+    result = evaluate(
+        teacher, list(prompts.values()), verify, params, samples=samples, seed=seed, step=step
+    )
+    return {q.rollouts[0].prompt.id: q.accuracy for q in result.questions}
 
 
 def write_questions(evaluation: Evaluation, path: Path) -> None:

@@ -1,7 +1,7 @@
 """What is kept of some held-out rollouts: tokens, scores, what both sides found likely."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,13 +9,15 @@ from torch import Tensor
 
 from tutelage import config as c
 from tutelage.credit import StepTokens, token_weights
-from tutelage.metrics import TokenTable
+from tutelage.metrics import TokenTable, defined_rows
 from tutelage.models.tokens import describe_tokens
 from tutelage.ops.support import top_k_ids
+from tutelage.runs.directory import Run
 from tutelage.types import Rollout, TokenScores
 
 ENTRIES = 2**18  # most list entries of a side at one evaluation, about 5 MB of JSON
 FEWEST = 5  # tokens of a side that are listed at every state, whatever that takes
+BATCHES = 16  # of steps that were not applied are kept whole; of further ones the ids are
 _LOWEST = -99.0  # nats; a server may call a token impossible, and JSON has no infinity
 _SIDES = ("student", "teacher")
 
@@ -141,3 +143,42 @@ def token_scores(
         "likely": likely,
         **shown,
     }
+
+
+def keep_not_applied(
+    run: Run,
+    step: int,
+    rollouts: Sequence[Rollout],
+    table: TokenTable,
+    rows: Tensor,
+    tokenizer: Any,
+    told: Mapping[str, Any],
+) -> None:
+    """Keep the batch of a step that was not applied, and which of its scores are undefined.
+
+    Args:
+        run: where an event, and the rollouts in question token by token, are written.
+        step: the step.
+        rollouts: its batch.
+        table: what was measured of each token, [N] each.
+        rows: int64 [N], which rollout each token is of.
+        tokenizer: the student's.
+        told: what else the event says.
+    """
+    whole = defined_rows(table, rows, len(rollouts)).tolist()
+    event: dict[str, Any] = {
+        "step": step,
+        **told,
+        "batch": [[r.prompt.id, r.index] for r in rollouts],
+        "undefined": [
+            [r.prompt.id, r.index] for r, known in zip(rollouts, whole, strict=True) if not known
+        ],
+    }
+    if len(list((run.path / "not_applied").glob("*.jsonl"))) < BATCHES:
+        asked = [i for i, known in enumerate(whole) if not known] or range(len(rollouts))
+        event["file"] = f"not_applied/step-{step}.jsonl"
+        run.write_lines(
+            event["file"],
+            [token_scores(rollouts[i], tokenizer, table, rows == i, {}) for i in asked],
+        )
+    run.log_event("not_applied", **event)

@@ -1,12 +1,11 @@
 """The state of a run, and the stages of its step."""
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -30,12 +29,11 @@ from tutelage.contrast import contrast
 from tutelage.credit import gate_weights, pass_rate_weights
 from tutelage.data.verify import judge
 from tutelage.errors import GuardStop, ServerError
-from tutelage.evaluation import Evaluation, evaluate, write_questions
+from tutelage.evaluation import Evaluation, evaluate, teacher_pass_rates, write_questions
 from tutelage.gradient import Models, StepGradient, accumulate, measure, move_of_policy
 from tutelage.metrics import (
     Record,
     TokenTable,
-    defined_rows,
     overlap_k,
     summarise_positions,
     summarise_rollouts,
@@ -78,16 +76,21 @@ from tutelage.runs.rollouts import rollout_from_json, rollout_to_json
 from tutelage.session import Session, prepare
 from tutelage.signals.history import History
 from tutelage.signals.ranking import warnings
+from tutelage.signals.standing import Standing
 from tutelage.timings import Timings, performance
-from tutelage.token_records import LikelyTokens, held_out_weights, listed_tokens, token_scores
+from tutelage.token_records import (
+    LikelyTokens,
+    held_out_weights,
+    keep_not_applied,
+    listed_tokens,
+    token_scores,
+)
 from tutelage.types import RenderedPrompt, Rollout, SamplingParams
 
 Observer = Callable[[Record], None]
 T = TypeVar("T")
 # Steps that no training step has, so that evaluation never shares its draws.
 EVALUATION_STEP = -1
-# Batches of steps that were not applied kept whole; of further ones the ids are.
-DUMPS = 16
 # One rollout in so many tells how far a step moved the policy, at least four of them.
 MOVE_EVERY = 16
 
@@ -108,13 +111,14 @@ class Trainer:
         self.models, self.session = session.models, session
         self.optimizer = make_optimizer(self.models.student, config.optimizer)
         self.overlap_k = overlap_k(config.run.metrics_k, self.models.student.vocabulary)
-        judged = "accuracy" if session.verify else "reverse_kl"
-        self.metric = config.evaluation.metric or judged
+        judged: Literal["accuracy", "reverse_kl"] = (
+            "accuracy" if session.verify is not None else "reverse_kl"
+        )
+        self.standing = Standing(config.evaluation.metric or judged)
         self.step = self.sitting_began_at = 0
         self.micro_batch_size = config.optimizer.micro_batch_size
         self.timings = Timings()
         self.started = time.monotonic()
-        self.best_step, self.best_value, self.evaluations_since_best = 0, -math.inf, 0
         self.steps: list[Record] = []
         self.evaluations: dict[int, Record] = {}
         self.teacher_accuracy: float | None = None
@@ -306,7 +310,15 @@ class Trainer:
         self.pending = self.pending[1:]
         student.policy_step = self.step
         if not applied:
-            self.dump(rollouts, result, norm)
+            keep_not_applied(
+                self.run,
+                self.step,
+                rollouts,
+                result.table,
+                result.rows,
+                self.models.student.tokenizer,
+                finite({"loss": result.loss, "grad_norm": norm}),
+            )
         record: Record = {"kind": "train", "step": self.step, "applied": applied, "lr": lr}
         record |= finite({"loss": result.loss, "grad_norm": norm, "update/kl": moved})
         record |= finite(summarise_tokens(result.table))
@@ -338,33 +350,6 @@ class Trainer:
         )
         return halve_until_it_fits(work, min(self.micro_batch_size, rollouts), told, advice)
 
-    def dump(self, rollouts: Sequence[Rollout], result: StepGradient, norm: float) -> None:
-        """Keep the batch of a step that was not applied, and which of its scores are undefined."""
-        name = f"not_applied/step-{self.step}.jsonl"
-        whole = [bool(row) for row in defined_rows(result.table, result.rows, len(rollouts))]
-        event = {
-            "step": self.step,
-            **finite({"loss": result.loss, "grad_norm": norm}),
-            "batch": [[r.prompt.id, r.index] for r in rollouts],
-            "undefined": [
-                [r.prompt.id, r.index]
-                for r, known in zip(rollouts, whole, strict=True)
-                if not known
-            ],
-        }
-        if len(list((self.run.path / "not_applied").glob("*.jsonl"))) < DUMPS:
-            culprits = [i for i, known in enumerate(whole) if not known] or range(len(rollouts))
-            tokenizer = self.models.student.tokenizer
-            self.run.write_lines(
-                name,
-                [
-                    token_scores(rollouts[i], tokenizer, result.table, result.rows == i, {})
-                    for i in culprits
-                ],
-            )
-            event["file"] = name
-        self.run.log_event("not_applied", **event)
-
     def move(self, rollouts: Sequence[Rollout], result: StepGradient) -> float:
         """How far the step just taken moved the policy, in nats a token."""
         count = max(min(4, len(rollouts)), len(rollouts) // MOVE_EVERY)
@@ -384,32 +369,17 @@ class Trainer:
             case PassRatePrompt():
                 return pass_rate_weights(rollouts)
             case TeacherGatePrompt(samples=samples, threshold=threshold):
-                rates = self.teacher_pass_rates(rollouts, samples)
+                with self.timings("teacher_gate"):
+                    rates = teacher_pass_rates(
+                        self.models.teacher,
+                        rollouts,
+                        self.session.verify,
+                        self.config.rollout,
+                        samples=samples,
+                        seed=self.config.run.seed,
+                        step=self.step,
+                    )
                 return gate_weights(rollouts, rates, threshold)
-
-    def teacher_pass_rates(
-        self, rollouts: Sequence[Rollout], samples: int
-    ) -> dict[str, float | None]:
-        """How often the teacher itself solves each of the step's prompts; None: all unknown."""
-        prompts = {
-            r.prompt.id: RenderedPrompt(prompt=r.prompt, ids=r.teacher_prompt_ids or r.prompt_ids)
-            for r in rollouts
-        }
-        params = SamplingParams(
-            max_new_tokens=self.config.rollout.max_new_tokens,
-            temperature=self.config.rollout.temperature,
-        )
-        with self.timings("teacher_gate"):
-            result = evaluate(
-                self.models.teacher,
-                list(prompts.values()),
-                self.session.verify,
-                params,
-                samples=samples,
-                seed=self.config.run.seed,
-                step=self.step,
-            )
-        return {q.rollouts[0].prompt.id: q.accuracy for q in result.questions}
 
     def teacher_share(self) -> float:
         """What the reward's schedule and the probes leave of the teacher's term at this step."""
@@ -603,13 +573,7 @@ class Trainer:
     def keep_best(self, record: Record) -> None:
         """Remember the best evaluation, and save its weights."""
         self.saved = None  # what a checkpoint of this step should hold has changed
-        score = self.score(record)
-        if score is None:
-            return
-        if score > self.best_value and self.applied:
-            self.best_step, self.best_value, self.evaluations_since_best = self.step, score, 0
-        else:
-            self.evaluations_since_best += 1
+        self.standing.hear(self.step, record, self.applied)
         if self.step and self.applied and self.step in self.best_steps():
             self.save()
 
@@ -653,7 +617,8 @@ class Trainer:
 
     def has_best(self) -> bool:
         """Whether the weights of the best evaluation are kept; those of the start are no result."""
-        return self.best_step > 0 and self.best_step in saved_steps(self.run.checkpoints)
+        best = self.standing.best_step
+        return best > 0 and best in saved_steps(self.run.checkpoints)
 
     def save(self) -> None:
         """A checkpoint of the whole state at this step, unless it has one.
@@ -672,9 +637,6 @@ class Trainer:
                 f"saved. To mend it: lower optimizer.lr. {self.anew()}"
             )
         state = {
-            "best_step": self.best_step,
-            "best_value": self.best_value if math.isfinite(self.best_value) else None,
-            "evaluations_since_best": self.evaluations_since_best,
             "warned": sorted(self.warned),
             "micro_batch_size": self.micro_batch_size,
             "pending": [[rollout_to_json(r) for r in step] for step in self.pending],
@@ -700,36 +662,26 @@ class Trainer:
 
     def best_steps(self) -> list[int]:
         """Steps of the `run.keep_best` best evaluations after the start, the best first."""
-        scores = {
-            step: score
-            for step, record in self.evaluations.items()
-            if step and (score := self.score(record)) is not None
-        }
-        return sorted(scores, key=lambda step: (-scores[step], step))[: self.config.run.keep_best]
-
-    def score(self, record: Record) -> float | None:
-        """What evaluations are ranked by, more is better; None where it is undefined."""
-        key = "accuracy" if self.metric == "accuracy" else "kl/reverse"
-        value = record.get(key)
-        return None if value is None else float(value if key == "accuracy" else -value)
+        best = self.standing.best(self.config.run.keep_best)
+        return [step for step in best if step]
 
     def point_to_best(self) -> None:
         """best.json, which only names a checkpoint that exists."""
         path = self.run.checkpoints / "best.json"
         if self.has_best():
-            replace_text(path, to_json({"step": self.best_step}))
+            replace_text(path, to_json({"step": self.standing.best_step}))
         else:
             path.unlink(missing_ok=True)
 
     def write_student(self) -> Path:
         """The finished student in a folder of its own, with a model card."""
-        step = self.best_step if self.has_best() else self.step
+        step = self.standing.best_step if self.has_best() else self.step
         finished = Finished(
             config=self.config,
             step=step,
             steps=self.step,
             evaluations=self.evaluations,
-            metric=self.metric,
+            metric=self.standing.metric,
             improved=self.has_best(),
         )
         return write_student(
@@ -750,10 +702,6 @@ class Trainer:
         state = checkpoint.state
         self.step = self.sitting_began_at = self.models.student.policy_step = checkpoint.step
         self.micro_batch_size = state["micro_batch_size"]
-        self.best_step = state["best_step"]
-        self.best_value = -math.inf if state["best_value"] is None else state["best_value"]
-        self.evaluations_since_best = state["evaluations_since_best"]
-        self.point_to_best()
         self.warned = set(state["warned"])
         prompts = {p.prompt.id: p.prompt for p in self.session.prompts}
         self.pending = [[rollout_from_json(r, prompts) for r in step] for step in state["pending"]]
@@ -761,6 +709,10 @@ class Trainer:
         records = metric_records(self.run.metrics) if self.run.metrics.exists() else []
         self.steps = [record for record in records if record["kind"] == "train"]
         self.evaluations = {r["step"]: r for r in records if r["kind"] == "eval"}
+        applied = {r["step"]: bool(r.get("applied", True)) for r in self.steps}
+        for step, record in self.evaluations.items():
+            self.standing.hear(step, record, applied.get(step, True))
+        self.point_to_best()
         self.guidance.records = [record for record in records if record["kind"] == "probe"]
         self.models = replace(self.models, teacher=self.guidance.teacher)
 
@@ -830,7 +782,7 @@ class Trainer:
     def stalled(self) -> bool:
         """Whether evaluations stopped improving."""
         patience = self.config.evaluation.patience
-        return patience > 0 and self.evaluations_since_best >= patience
+        return patience > 0 and self.standing.since_best >= patience
 
     def out_of_time(self) -> bool:
         """Whether the time of this sitting, which takes one step at least, is spent."""

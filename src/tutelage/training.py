@@ -100,7 +100,7 @@ def train(
         step=trainer.step,
         checkpoint=trainer.checkpoint,
         student=student,
-        best_step=trainer.best_step if trainer.has_best() else None,
+        best_step=trainer.standing.best_step if trainer.has_best() else None,
         first=trainer.evaluations.get(0, {}),
         last=evaluations[-1] if evaluations else {},
     )

@@ -149,7 +149,7 @@ def test_steps_that_were_not_applied_are_neither_saved_nor_best(settings):
     assert caught.value.exit_code == 7
     assert trainer.step == 5
     assert max(saved_steps(trainer.run.checkpoints)) == 2
-    assert trainer.best_step <= 2
+    assert trainer.standing.best_step <= 2
 
 
 def run_loop(trainer):

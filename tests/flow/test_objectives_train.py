@@ -10,6 +10,7 @@ from helpers import read_jsonl, sums, write_jsonl
 from tutelage.cli import main
 from tutelage.config import parse_config, preset_names
 from tutelage.errors import UsageError
+from tutelage.evaluation import teacher_pass_rates
 from tutelage.trainer import Trainer
 from tutelage.training import train
 
@@ -160,7 +161,15 @@ def test_the_teacher_gate_weighs_prompts_by_the_teachers_own_success(settings):
     config = settings(objective={"prompt_weight": {"type": "teacher_gate", "samples": 2}})
     trainer = Trainer.start(config, lambda record: None)
     rollouts = trainer.next_rollouts()
-    rates = trainer.teacher_pass_rates(rollouts, 2)
+    rates = teacher_pass_rates(
+        trainer.models.teacher,
+        rollouts,
+        trainer.session.verify,
+        config.rollout,
+        samples=2,
+        seed=0,
+        step=0,
+    )
     assert rates.keys() == {r.prompt.id for r in rollouts}
     weights = trainer.prompt_weights(rollouts)
     passed = torch.tensor([rates[r.prompt.id] >= 0.5 for r in rollouts])

@@ -18,7 +18,7 @@ import tutelage
 from tutelage.cli import main
 from tutelage.errors import MachineError, ServerError, UsageError
 from tutelage.publishing import Finished, model_card
-from tutelage.trainer import Trainer
+from tutelage.signals.standing import Standing
 from tutelage.training import train
 
 
@@ -55,13 +55,12 @@ def test_the_student_folder_loads_as_it_stands(settings):
 
 @pytest.mark.parametrize("best", [2, 0])
 def test_the_best_step_is_the_student_and_else_the_last(settings, monkeypatch, best):
-    keep = Trainer.keep_best
+    hear = Standing.hear
 
-    def rise_and_fall(trainer, record):
-        score = {best: 0.9}.get(record["step"], 0.1)
-        keep(trainer, {**record, "accuracy": score})
+    def rise_and_fall(standing, step, record, applied):
+        hear(standing, step, {**record, "accuracy": {best: 0.9}.get(step, 0.1)}, applied)
 
-    monkeypatch.setattr(Trainer, "keep_best", rise_and_fall)
+    monkeypatch.setattr(Standing, "hear", rise_and_fall)
     result = train(settings())
     assert result.best_step == (best or None)
     step = best or result.step
