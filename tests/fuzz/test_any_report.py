@@ -65,6 +65,21 @@ RESULTS = {
         "arms": [{"arm": "sft", "values": {"0": 0.5}, "mean": 0.5, "interval": [0.4, 0.6]}],
         "left_out": {"wrong_context": "none"},
     },
+    "lab.json": {
+        "task": "running",
+        "seeds": 5,
+        "suites": [
+            {
+                "suite": "compatible",
+                "claim": "it teaches",
+                "verdict": "appears",
+                "unit": "accuracy",
+                "parts": [{"says": "gain", "above": 0.1, "state": "holds", **ESTIMATE}],
+                "shown": {"before": ESTIMATE, "after": {"value": 0.5}},
+                "left_out": {"3": "no"},
+            }
+        ],
+    },
     "summary.json": {
         "answers": {"slots": 8, "kept": 7, "tries": 9, "rejected": {"cut": 2}},
         "imitation": {"steps": 2, "planned": 2, "validation": [[0, 2.0], [2, 1.0]]},
@@ -92,4 +107,5 @@ def test_the_page_shows_any_result(fuzz, tmp_path, name):
         )
 
     keys = ("teachers", "objectives", "by", "arms", "values", "answers", "leaks", "scores", "rows")
+    keys += ("suites", "parts", "shown")
     fuzz(read, json_file(RESULTS[name], keys), examples=40)
