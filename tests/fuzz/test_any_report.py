@@ -76,6 +76,7 @@ RESULTS = {
                 "unit": "accuracy",
                 "parts": [{"says": "gain", "above": 0.1, "state": "holds", **ESTIMATE}],
                 "shown": {"before": ESTIMATE, "after": {"value": 0.5}},
+                "curves": {"accuracy": {"a": {"steps": [0, 9], "mean": [0.3, 0.5]}}},
                 "left_out": {"3": "no"},
             }
         ],
@@ -107,5 +108,5 @@ def test_the_page_shows_any_result(fuzz, tmp_path, name):
         )
 
     keys = ("teachers", "objectives", "by", "arms", "values", "answers", "leaks", "scores", "rows")
-    keys += ("suites", "parts", "shown")
+    keys += ("suites", "parts", "shown", "curves")
     fuzz(read, json_file(RESULTS[name], keys), examples=40)

@@ -18,8 +18,6 @@ from tutelage.runs.lock import locked
 from tutelage.runs.seals import digest_of
 
 Observer = Callable[[dict[str, Any]], None]
-CURVES = ("accuracy", "overlap/mass_student", "overlap/advantage", "entropy/gap", "kl/reverse")
-"""Kept by step in the result, over seeds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +158,7 @@ def judge_suite(
         word=word_of([state for _, _, state in parts]),
         parts=parts,
         shown={label: estimate(of, seeds) for label, of in suite.shown.items()},
-        curves=_curves(seeds),
+        curves=_curves(seeds, suite.draws),
         failed=failed,
     )
 
@@ -200,14 +198,14 @@ def _once(
     return numbers
 
 
-def _curves(seeds: Mapping[int, Seed]) -> dict[str, dict[str, dict[str, Any]]]:
+def _curves(seeds: Mapping[int, Seed], keys: Sequence[str]) -> dict[str, dict[str, dict[str, Any]]]:
     """Every distilled arm by step, mean and interval over seeds."""
     told: dict[str, dict[str, dict[str, Any]]] = {}
     first = next(iter(seeds.values()), None)
     for arm, record in (first.arms if first else {}).items():
         if "steps" not in record:
             continue
-        for key in CURVES:
+        for key in keys:
             columns = [s.arms[arm]["curves"].get(key) for s in seeds.values()]
             if any(column is None or None in column for column in columns):
                 continue

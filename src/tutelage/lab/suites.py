@@ -36,6 +36,8 @@ class Suite:
     """What its figure shows."""
     unit: str = "held-out accuracy"
     """Of what is shown."""
+    draws: tuple[str, ...] = ("accuracy",)
+    """What is drawn by step, of the arms that train."""
     caution: str = ""
     """What its verdict does not say."""
 
@@ -177,6 +179,7 @@ SUITES: dict[str, Suite] = {
         ),
         shown=_before_and_after("overlap/mass_student", "compatible", "incompatible"),
         unit="student's mass on shared tokens",
+        draws=("overlap/mass_student", "overlap/advantage", "entropy/gap", "accuracy"),
         caution="Top sets of an eighth of a tiny vocabulary, so the overlap ratio itself says "
         "little. `tutelage report` of the runs has every metric by step and by position.",
     ),

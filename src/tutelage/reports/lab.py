@@ -1,10 +1,11 @@
 """Suites of the lab: a verdict and a figure each."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tutelage.reports.records import Notes, document, listing, mapping, number
+from tutelage.reports.figures import Figure, Trace
+from tutelage.reports.records import Notes, document, listing, mapping, number, span
 from tutelage.reports.results import Cells, Result, Table, dots, estimate
 
 
@@ -57,10 +58,45 @@ def _suite(
         kind="lab",
         lead=lead,
         heading=str(suite.get("suite", "suite")),
-        figures=[figure] if figure else [],
+        figures=[*([figure] if figure else []), *_curves(suite, place)],
         tables=[table] if parts else [],
         notes=notes,
     )
+
+
+_UNITS = {
+    "accuracy": ("Accuracy", "share of right held-out answers"),
+    "overlap/mass_student": ("Shared mass", "student's probability of the shared tokens"),
+    "overlap/advantage": ("Overlap advantage", "nats"),
+    "entropy/gap": ("Entropy gap", "nats"),
+}
+
+
+def _curves(suite: Mapping[str, Any], place: str) -> Iterator[Figure]:
+    """Each metric by step, a line an arm."""
+    for key, (title, unit) in _UNITS.items():
+        traces = []
+        for colour, (arm, curve) in enumerate(mapping(mapping(suite, "curves"), key).items()):
+            steps = [number(v) for v in listing(curve, "steps")]
+            means = [number(v) for v in listing(curve, "mean")]
+            if not steps or len(steps) != len(means) or None in steps or None in means:
+                continue
+            ends = [span(v) for v in listing(curve, "interval")]
+            low, high = zip(*ends, strict=True) if ends and None not in ends else ((), ())
+            drawn = {"low": low, "high": high} if len(low) == len(steps) else {}
+            traces.append(
+                Trace(run=arm, name="", x=steps, y=means, colour=colour, **drawn)  # type: ignore[arg-type]
+            )
+        if traces:
+            yield Figure(
+                id=f"{place}-{key.replace('/', '-')}",
+                title=title,
+                note="Mean over seeds with 95 % intervals where there are two seeds or more.",
+                kind="lines",
+                x="step of distillation",
+                y=unit,
+                traces=tuple(traces),
+            )
 
 
 def _row(part: Mapping[str, Any]) -> Cells:
