@@ -1,10 +1,10 @@
-"""What cold starts, templates and self-teachers do in the lab, seed by seed.
+"""What doses of a cold start and self-teachers do in the lab, seed by seed.
 
     nice -n 5 python benchmarks/rescue_lab.py FOLDER --seeds 11 12 13 14 31
     python benchmarks/rescue_lab.py FOLDER --table
 
 Models, prompts and finished arms stay in FOLDER; a killed run goes on where it was. Each seed
-trains its own models (lab/pairs.py), draws its own prompts and samples. Accuracy is of one
+trains its own models (lab/kept.py), draws its own prompts and samples. Accuracy is of one
 sample at temperature 1 on 500 held-out problems.
 """
 
@@ -21,11 +21,9 @@ import torch
 
 from tutelage.config import Config, DataConfig, ModelConfig, parse_config
 from tutelage.evaluation import evaluate_model
-from tutelage.lab.embedded import VERIFIER, build, model_path
-from tutelage.lab.models import Training, train_model
-from tutelage.lab.pairs import PairSpec, running_total_models
-from tutelage.lab.tasks import RunningTotal, SolutionStyle, write_prompts
-from tutelage.models.local import load_model
+from tutelage.lab.embedded import VERIFIER, model_path
+from tutelage.lab.kept import KeptModels
+from tutelage.lab.tasks import RunningTotal, write_prompts
 from tutelage.ops.intervals import mean_interval
 from tutelage.rescue.cold_start import cold_start
 from tutelage.rescue.controls import controls
@@ -37,62 +35,29 @@ OPD = 100
 DOSES = (100, 250)
 
 
-def further_models() -> dict[str, Training]:
-    """Students whose own data held a share of the teacher's pattern, and a gated teacher."""
-    made = {
-        f"dial_{share}": Training(
-            start="student",
-            style=SolutionStyle(skill=0.15, other_pattern_share=share / 100),
-            steps=250,
-            lr=1.5e-3,
-            curriculum=False,
-        )
-        for share in (0, 10, 50)
-    }
-    gated = SolutionStyle(hard_share=0.55, gate="X")
-    return made | {
-        "gated": Training(start="student", style=gated, steps=450, lr=2e-3, curriculum=False)
-    }
-
-
 class Seed:
     """One seed's models, prompts and arms."""
 
-    def __init__(self, folder: Path, seed: int, made: Path | None) -> None:
+    def __init__(self, folder: Path, seed: int) -> None:
         self.folder, self.seed = folder / f"seed-{seed}", seed
         self.folder.mkdir(parents=True, exist_ok=True)
         self.results = self.folder / "results.jsonl"
-        self._make_models(made)
         task = RunningTotal()
+        self.models = KeptModels(folder / "models", task)
         if not (self.folder / "held.jsonl").exists():
             write_prompts(self.folder / "train.jsonl", task.train_prompts(22_400, seed))
             write_prompts(self.folder / "held.jsonl", task.eval_prompts(HELD_OUT))
 
-    def _make_models(self, made: Path | None) -> None:
-        """`made` may hold running-total-SEED folders of the pair, which are then not trained."""
-        models, done = self.folder / "models", self.folder / "models.done"
-        if not done.exists():
-            ready = None if made is None else made / f"running-total-{self.seed}"
-            if ready is not None and (ready / "incompatible" / "model.safetensors").exists():
-                shutil.copytree(ready, models, dirs_exist_ok=True)
-            else:
-                pair = {k: v for k, v in running_total_models().items() if k != "same_data"}
-                build(models, spec=PairSpec(models=pair), seed=self.seed)
-            done.touch()
-        for index, (name, training) in enumerate(further_models().items(), 10):
-            if not (models / name / "model.safetensors").exists():
-                student = load_model(ModelConfig(path=str(models / "student")), "student")
-                for parameter in student.model.parameters():
-                    parameter.requires_grad_(True)
-                train_model(student.model, RunningTotal(), training, 1000 * self.seed + index)
-                student.save(models / name)
+    def model(self, name: str) -> Path:
+        """One of the seed's models, trained when it is first asked for."""
+        return self.models.path(name, self.seed)
 
     def config(self, place: str, start: str | Path, taught_by: Any, **sections: Any) -> Config:
         """The settings of an arm; a student by name is one of the seed's models."""
-        path = start if isinstance(start, Path) else self.folder / "models" / start
+        path = start if isinstance(start, Path) else self.model(start)
         tree: dict[str, Any] = {
             "student": {"path": str(path)},
-            "teacher": {"path": str(self.folder / "models" / taught_by)}
+            "teacher": {"path": str(self.model(taught_by))}
             if isinstance(taught_by, str)
             else taught_by,
             "data": {
@@ -140,7 +105,7 @@ class Seed:
 
     def accuracy(self, model: str | Path, template: str | None = None) -> float:
         """Of a model under a template."""
-        path = model if isinstance(model, Path) else self.folder / "models" / model
+        path = model if isinstance(model, Path) else self.model(model)
         settings = ModelConfig(path=str(path), template={"template": template} if template else {})
         data = DataConfig(prompts=str(self.folder / "held.jsonl"), verifier=VERIFIER)
         found = evaluate_model(
@@ -177,7 +142,7 @@ class Seed:
 
 def run_cold_start(seed: Seed) -> None:
     """Incompatible teacher: with and without imitation, and what equal steps of either give."""
-    for name in ("student", "incompatible", "compatible", "dial_0", "dial_10", "dial_50"):
+    for name in ("student", "incompatible"):
         seed.once(f"start/{name}", lambda name=name: {"accuracy": seed.accuracy(name)})
     for steps in (OPD, OPD + DOSES[0]):
         arm = f"opd_{steps}"
@@ -202,41 +167,16 @@ def run_cold_start(seed: Seed) -> None:
                 "accuracy": seed.accuracy(seed.distil(arm, seed.imitate(dose), "incompatible"))
             },
         )
-    for share in (0, 10, 50):
-        arm = f"dial_{share}_opd_{OPD}"
-        seed.once(
-            arm,
-            lambda arm=arm, share=share: {
-                "accuracy": seed.accuracy(seed.distil(arm, f"dial_{share}", "incompatible"))
-            },
-        )
 
 
-def run_templates(seed: Seed) -> None:
-    """A teacher that is able under template X alone: train under X, or under Y."""
-
-    def both(model: str | Path) -> dict[str, float]:
-        return {f"accuracy_{t}": seed.accuracy(model, t) for t in "XY"}
-
-    seed.once("start/gated", lambda: both("gated"))
-    seed.once("start/student_templates", lambda: both("student"))
-    for template in "XY":
-        arm = f"template_{template}"
-        seed.once(
-            arm,
-            lambda arm=arm, template=template: both(
-                seed.distil(
-                    arm,
-                    "student",
-                    "gated",
-                    student={"template": {"template": template}},
-                )
-            ),
-        )
+def both(seed: Seed, model: str | Path) -> dict[str, float]:
+    """Accuracy under either template."""
+    return {f"accuracy_{t}": seed.accuracy(model, t) for t in "XY"}
 
 
 def run_self(seed: Seed) -> None:
     """A student that is able under X alone teaches itself under Y, reading X as a teacher."""
+    seed.once("start/gated", lambda: both(seed, "gated"))
     for kind in ("initial", "ema", "current"):
         arm = f"self_{kind}"
 
@@ -244,12 +184,12 @@ def run_self(seed: Seed) -> None:
             teacher = {"type": kind, "template": {"template": "X"}}
             reads_y = {"template": {"template": "Y"}}
             trained = seed.distil(arm, "gated", teacher, student=reads_y)
-            return {f"accuracy_{t}": seed.accuracy(trained, t) for t in "XY"}
+            return both(seed, trained)
 
         seed.once(arm, work)
 
 
-EXPERIMENTS = {"cold_start": run_cold_start, "templates": run_templates, "self": run_self}
+EXPERIMENTS = {"cold_start": run_cold_start, "self": run_self}
 
 
 def run_controls(folder: Path) -> None:
@@ -304,10 +244,6 @@ PAIRS = [
         for d in DOSES
         for other in (f"sft_{d + OPD}", f"sft_{d}", f"opd_{d + OPD}")
     ),
-    *((f"dial_{s}_opd_{OPD}", f"dial_0_opd_{OPD}") for s in (10, 50)),
-    ("dial_0_opd_100", "opd_100"),
-    ("template_X_X", "template_Y_X"),
-    ("template_X_Y", "template_Y_Y"),
 ]
 
 
@@ -325,7 +261,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[11, 12, 13, 14, 31])
-    parser.add_argument("--models", type=Path, help="folder of pairs that are made already")
     names = [*EXPERIMENTS, "controls"]
     parser.add_argument("--only", choices=names, nargs="+", default=names)
     parser.add_argument("--table", action="store_true")
@@ -334,7 +269,7 @@ def main() -> None:
     if not arguments.table:
         for name in arguments.only:
             for number in arguments.seeds if name != "controls" else ():
-                EXPERIMENTS[name](Seed(arguments.folder, number, arguments.models))
+                EXPERIMENTS[name](Seed(arguments.folder, number))
         if "controls" in arguments.only:
             run_controls(arguments.folder)
     table(arguments.folder)
