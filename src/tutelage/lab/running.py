@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.errors import Interrupted, Preempted, UsageError, did_you_mean
-from tutelage.lab.arms import SHORT, Arm, Place, full_size
+from tutelage.lab.arms import FULL, SHORT, Arm, Place
 from tutelage.lab.kept import TASKS, KeptModels
 from tutelage.lab.suites import SUITES, Suite
 from tutelage.lab.verdicts import Estimate, Part, Seed, State, Word, estimate, state_of, word_of
@@ -113,7 +113,7 @@ def lab_suites(
         home = folder / (f"{task}-short" if short else task)
         models = KeptModels(home / "models", TASKS[task], short=short)
         models.folder.mkdir(parents=True, exist_ok=True)
-        size = SHORT if short else full_size(TASKS[task])
+        size = SHORT if short else FULL
         ledger = Ledger(home / "units.jsonl")
         judged: list[Judged] = []
         for name, suite in chosen.items():
