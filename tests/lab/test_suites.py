@@ -281,3 +281,13 @@ def test_the_list_names_every_suite_with_its_source(capsys):
         assert name in page
         assert suite.mirrors in page
         assert "2604.13016, figure" in suite.mirrors
+
+
+def test_another_size_in_the_same_folder_is_other_work(tmp_path, monkeypatch):
+    def steps():
+        found = lab_suites(["compatible"], seeds=1, short=True, output=tmp_path)
+        return found.suites[0].curves["accuracy"]["compatible"]["steps"]
+
+    assert steps() == [0, 1, 2]
+    monkeypatch.setattr(running, "SHORT", replace(running.SHORT, steps=3))
+    assert steps() == [0, 1, 2, 3]

@@ -150,16 +150,12 @@ class Distil:
     def config(self, place: Place) -> Config:
         """The settings of the run."""
         size, seed = place.size, place.seed
-        train_file, held_file = (
-            place.folder / f"{name}-{count}.jsonl"
-            for name, count in (
-                ("train", size.steps * size.prompts),
-                ("held", size.held_out),
-            )
-        )
-        if not held_file.exists():  # written last
-            write_prompts(train_file, place.task.train_prompts(size.steps * size.prompts, seed))
-            write_prompts(held_file, place.task.eval_prompts(size.held_out))
+        count = size.steps * size.prompts
+        train_file = place.folder / f"train-{count}.jsonl"
+        held_file = place.folder / f"held-{size.held_out}.jsonl"
+        # Written anew for every arm, since a stop may have left half a file.
+        write_prompts(train_file, place.task.train_prompts(count, seed))
+        write_prompts(held_file, place.task.eval_prompts(size.held_out))
         tree: dict[str, Any] = {
             "student": {"path": str(self.start(place))},
             "teacher": {"path": str(place.models.path(self.teacher, seed))},
