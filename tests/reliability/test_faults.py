@@ -211,8 +211,8 @@ def test_a_disk_that_stays_full_ends_the_run_and_keeps_the_newest_checkpoint(set
         train(config)
     assert caught.value.exit_code == 5
     root = Path(config.run.dir) / "checkpoints"
-    assert newest_checkpoint(root)[0].step == 2
     assert not list(root.glob("tmp.*"))
+    assert newest_checkpoint(root)[0].step == 2
     monkeypatch.setattr(checkpoints, "save_file", save_file)
     assert train(config, resume=True).step == 4
 
