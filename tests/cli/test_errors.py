@@ -128,6 +128,11 @@ def test_a_parquet_file_that_is_none(base, capsys, tmp_path):
         ("teacher.template", "{padding: true}", "teacher.template: padding is set by tutelage"),
         ("student.template", "{tokenize: true}", "student.template: tokenize is set by tutelage"),
         ("student.template", "{add_generation_prompt: false}", "add_generation_prompt"),
+        (
+            "student.template",
+            "{x: .nan}",
+            "student.template: its values must be text, finite numbers",
+        ),
         ("student.path", "[" * 5000, "--student.path is nested too deeply"),
         ("run.seed", "1" * 5000, "--run.seed is not YAML"),
     ],

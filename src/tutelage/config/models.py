@@ -1,5 +1,6 @@
 """The settings of models: where they come from, how they read prompts, what of them learns."""
 
+import json
 import re
 from datetime import date
 from typing import Annotated, Any, Literal
@@ -52,6 +53,18 @@ class PromptFormat(Section):
     today: date | None = None
     """The day that a chat template is told which asks for it, such as 2026-11-25; a run records
     that of its start."""
+
+    @field_validator("template")
+    @classmethod
+    def _template_gets_what_json_has(cls, template: dict[str, Any]) -> dict[str, Any]:
+        try:
+            json.dumps(template, allow_nan=False)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError(
+                "its values must be text, finite numbers, true, false, null, or lists and "
+                f"mappings of them ({error})"
+            ) from None
+        return template
 
     @property
     def own_prompt(self) -> bool:
