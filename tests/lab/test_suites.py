@@ -193,6 +193,7 @@ def test_what_is_done_is_not_done_again_and_the_page_has_each_suite(whole, capsy
         assert f">{name} <small>" in page
         assert suite.claim.split("'")[0] in page
     assert page.count("Verdict: cannot be told") == len(SUITES)
+    assert ">transformers<" in page
     assert '"title":"continuation: cannot be told"' in page
 
 

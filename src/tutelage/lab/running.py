@@ -12,7 +12,7 @@ from tutelage.lab.kept import TASKS, KeptModels
 from tutelage.lab.suites import SUITES, Suite
 from tutelage.lab.verdicts import Estimate, Part, Seed, State, Word, estimate, state_of, word_of
 from tutelage.paths import usable_path
-from tutelage.runs.directory import full_disk_told, replace_text, to_json
+from tutelage.runs.directory import environment, full_disk_told, replace_text, to_json
 from tutelage.runs.ledger import Ledger
 from tutelage.runs.lock import locked
 from tutelage.runs.seals import digest_of
@@ -113,6 +113,7 @@ def lab_suites(
         home = folder / (f"{task}-short" if short else task)
         models = KeptModels(home / "models", TASKS[task], short=short)
         models.folder.mkdir(parents=True, exist_ok=True)
+        replace_text(home / "environment.json", to_json(environment()))
         size = SHORT if short else FULL
         ledger = Ledger(home / "units.jsonl")
         judged: list[Judged] = []

@@ -1,6 +1,7 @@
 """Suites of the lab: a verdict and a figure each."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ def read_lab(path: Path, name: str, place: str) -> list[Result]:
     notes = Notes()
     found = document(path / "lab.json", notes, wanted=True)
     suites = [suite for suite in listing(found, "suites") if isinstance(suite, dict)]
+    machine = document(path / "environment.json", notes)
     if suites:
         places = [f"{place}-{i}" for i in range(1, len(suites) + 1)]
-        return [
+        told = [
             _suite(suite, found, name, at, notes) for suite, at in zip(suites, places, strict=True)
         ]
+        return [replace(told[0], environment=machine), *told[1:]]
     lead = ["No suite is judged yet."]
     return [Result(name=name, kind="lab", lead=lead, heading="Suites of the lab", notes=notes)]
 
