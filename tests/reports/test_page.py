@@ -192,7 +192,7 @@ def test_a_hostile_directory_is_text(runs, tmp_path):
     hostile = write_hostile_run(tmp_path / "hostile", runs[0])
     page = tutelage.report([hostile, runs[1]], csv_folder=tmp_path / "csv")
     text = page.read_text(encoding="utf-8")
-    body = text[text.index("</style>") : text.index('<script type="application/json"')]
+    body = text[text.index("</style>") : text.index('<script type="text/plain" id="library">')]
     assert not re.search(r"<(script|img|b>|i>)", body)
     assert "javascript:" not in re.sub(r"&lt;a href=&#39;javascript:", "", body)
     assert not re.search(r"[\u202a-\u202e\u2066-\u2069\x00-\x08\x1b]", body)
