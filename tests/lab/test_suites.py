@@ -255,6 +255,9 @@ def test_a_model_that_misses_its_target_leaves_its_seed_out(tmp_path, monkeypatc
 
     monkeypatch.setattr(kept, "recipes", hopeless)
     found = lab_suites(["compatible"], seeds=1, short=True, output=tmp_path)
+    monkeypatch.setattr(kept, "train_model", None)  # it is not tried again
+    with pytest.raises(UsageError, match=r"compatible, seed 1: .*until_accuracy"):
+        KeptModels(found.folder / "models", TASKS["running"], short=True).path("compatible", 1)
     assert "until_accuracy" in found.suites[0].failed[1]
     assert found.suites[0].word == "cannot be told"
 

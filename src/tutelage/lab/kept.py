@@ -7,10 +7,12 @@ from pathlib import Path
 
 from transformers import LlamaForCausalLM
 
+from tutelage.errors import UsageError
 from tutelage.lab.models import Training, fresh_model, make_tokenizer, train_model
 from tutelage.lab.pairs import mod_total_models, running_total_models
 from tutelage.lab.tasks import ModTotal, RunningTotal, SolutionStyle, Task
 from tutelage.models.local import quiet_transformers
+from tutelage.runs.directory import replace_text
 from tutelage.runs.seals import digest_of
 
 TASKS: dict[str, Task] = {"running": RunningTotal(), "mod": ModTotal()}
@@ -71,6 +73,9 @@ class KeptModels:
             UsageError: it did not reach its target.
         """
         place = self.folder / f"{name}-{seed}-{self.digest(name, seed)}"
+        missed = place.with_suffix(".missed")  # a model that misses its target will do so again
+        if missed.exists():
+            raise UsageError(missed.read_text(encoding="utf-8"))
         if place.exists():
             return place
         training, model_seed = self.recipes[name], self._seed(name, seed)
@@ -79,7 +84,11 @@ class KeptModels:
         else:
             with quiet_transformers():
                 model = LlamaForCausalLM.from_pretrained(self.path(training.start, seed))
-        train_model(model, self.task, training, model_seed)
+        try:
+            train_model(model, self.task, training, model_seed)
+        except UsageError as error:
+            replace_text(missed, f"{name}, seed {seed}: {error}")
+            raise UsageError(f"{name}, seed {seed}: {error}") from None
         unfinished = place.with_name(f".{place.name}.{os.getpid()}")
         shutil.rmtree(unfinished, ignore_errors=True)
         with quiet_transformers():
