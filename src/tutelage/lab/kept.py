@@ -83,7 +83,9 @@ class KeptModels:
             model = fresh_model(training.size, model_seed, self.task.vocabulary)
         else:
             with quiet_transformers():
-                model = LlamaForCausalLM.from_pretrained(self.path(training.start, seed))
+                model = LlamaForCausalLM.from_pretrained(  # nosec B615 # local
+                    self.path(training.start, seed)
+                )
         try:
             train_model(model, self.task, training, model_seed)
         except UsageError as error:
