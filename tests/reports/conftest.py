@@ -105,6 +105,15 @@ def runs(gpt2_pair, tmp_path_factory) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="session")
+def judged(tmp_path_factory) -> Path:
+    """Two suites of the lab in their short form."""
+    folder = tmp_path_factory.mktemp("lab")
+    return tutelage.lab_suites(
+        ["compatible", "dynamics"], seeds=2, short=True, output=folder
+    ).folder
+
+
+@pytest.fixture(scope="session")
 def aligned(tmp_path_factory) -> Path:
     """A small alignment of two embedded teachers."""
     folder = tmp_path_factory.mktemp("aligned")

@@ -12,10 +12,11 @@ pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
-def pages(runs, aligned, tmp_path_factory):
+def pages(runs, aligned, judged, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     hostile = write_hostile_run(folder / "hostile", runs[0])
     given = {"run": [runs[1]], "compared": runs, "align": [aligned], "hostile": [hostile]}
+    given["lab"] = [judged]
     given["everything"] = [*runs, aligned, hostile]
     return {
         name: tutelage.report(paths, output=folder / f"{name}.html", csv_folder=folder / name)
@@ -33,7 +34,7 @@ def shown(browse, pages):
     return shown
 
 
-KINDS = ["run", "compared", "align", "hostile"]
+KINDS = ["run", "compared", "align", "lab", "hostile"]
 
 
 @pytest.mark.parametrize("name", [*KINDS, "everything"])
