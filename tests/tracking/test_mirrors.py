@@ -1,6 +1,7 @@
 """Trackers hold what metrics.jsonl holds, and nothing they do costs the run."""
 
 import os
+import signal
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from helpers import read_jsonl
 from tutelage import train
 from tutelage.config import parse_config
-from tutelage.errors import MachineError, UsageError
+from tutelage.errors import MachineError, Preempted, UsageError
 from tutelage.tracking import mirrors
 from tutelage.tracking.writers import numbers_of
 
@@ -234,3 +235,20 @@ def _children():
         if b"tutelage.tracking.child" in line and parent == os.getpid():
             found.append(stat.parent.name)
     return found
+
+
+def test_a_stopped_run_does_not_wait_long_for_a_tracker_that_hangs(settings, tmp_path, monkeypatch):
+    (tmp_path / "stubs" / "wandb").mkdir(parents=True)
+    (tmp_path / "stubs" / "wandb" / "__init__.py").write_text(STUBS["init hangs"])
+    monkeypatch.syspath_prepend(str(tmp_path / "stubs"))
+    asked = []
+
+    def stop(record):
+        if record["kind"] == "train" and not asked:
+            asked.append(time.monotonic())
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Preempted):
+        train(settings(run={"trackers": "wandb", "tracker_wait_s": 60}), observer=stop)
+    assert time.monotonic() - asked[0] < 10
+    assert not _children()

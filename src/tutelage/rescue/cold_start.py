@@ -287,8 +287,7 @@ def _go_on(
     config: Config, resume: bool, observer: Observer, seconds: dict[str, float]
 ) -> tuple[TrainResult, Added | None]:
     started = time.monotonic()
-    begun = resume and (Path(config.run.dir) / "config.yaml").exists()
-    trained = train(config, resume=begun, observer=observer)
+    trained = train(config, resume=resume, observer=observer)
     seconds["train"] = time.monotonic() - started
     return trained, what_it_added(trained)
 

@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from tutelage.config import Config, dump_config, parse_config
-from tutelage.errors import CheckpointError, Interrupted, Preempted, UsageError
+from tutelage.errors import Interrupted, Preempted, UsageError
 from tutelage.evaluation import evaluate
 from tutelage.gradient import measure
 from tutelage.metrics import overlap_k
@@ -242,12 +242,7 @@ def _run(config: Config, arm: str, seed: int, folder: Path) -> dict[str, Any]:
 
 
 def _distil(config: Config) -> dict[str, Any]:
-    folder = Path(config.run.dir)
-    begun = (folder / "config.yaml").exists()
-    try:
-        result = train(config, resume=begun, overwrite=not begun)
-    except CheckpointError:  # killed before its first checkpoint
-        result = train(config, overwrite=True)
+    result = train(config, resume=True)  # from where a stop left it, or from the start
     keys = ("accuracy", "kl/reverse", "rollout/length")
     last = {key: result.last[key] for key in keys if key in result.last}
     first = {f"start/{key}": result.first[key] for key in keys if key in result.first}

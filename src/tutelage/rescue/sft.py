@@ -12,7 +12,7 @@ import torch
 
 from tutelage import signals
 from tutelage.config import Config, OptimizerConfig
-from tutelage.errors import CheckpointError, GuardStop
+from tutelage.errors import GuardStop
 from tutelage.gradient import accumulate_likelihood
 from tutelage.models.compatibility import require_context
 from tutelage.models.local import LocalModel, load_student
@@ -155,10 +155,7 @@ class Learner:
         self.student, self.optimizer = self._load()
 
     def _load(self) -> tuple[LocalModel, torch.optim.Optimizer]:
-        try:
-            checkpoint, skipped = newest_checkpoint(self.run.checkpoints)
-        except CheckpointError:
-            checkpoint, skipped = None, {}
+        checkpoint, skipped = newest_checkpoint(self.run.checkpoints)
         set_aside(self.run.checkpoints, skipped)
         student = load_student(
             self.config.student,

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from tutelage.config import Config, Tracker, WandB
-from tutelage.errors import MachineError
+from tutelage.errors import MachineError, Preempted
 from tutelage.runs.directory import Run
 from tutelage.terminal import one_line
 from tutelage.tracking.writers import folder_of
@@ -27,6 +27,7 @@ Observer = Callable[[Record], None]
 STALLED_S = 60.0
 """Seconds without a word, while there is something to mirror, after which a mirror is given up."""
 # Trackers read their settings, where to send and keys from these; ours come from the config.
+_STOPPED_WAIT_S = 5.0  # of the ten seconds within which a stopped run ends
 _THEIRS = re.compile(r"^(WANDB|TRACKIO|HF|HUGGING_FACE|GRADIO)_", re.IGNORECASE)
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 _QUIET = {
@@ -100,8 +101,12 @@ class Mirrors:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # Who presses Ctrl-C twice does not want to wait.
-        until = time.monotonic() + (0.0 if kind is KeyboardInterrupt else self.wait_s)
+        wait_s = self.wait_s
+        if kind is not None and issubclass(kind, Preempted):
+            wait_s = min(wait_s, _STOPPED_WAIT_S)  # the run's next sitting mirrors the rest
+        if kind is KeyboardInterrupt:  # who presses Ctrl-C twice does not want to wait
+            wait_s = 0.0
+        until = time.monotonic() + wait_s
         try:
             for mirror in self.mirrors:
                 mirror.close()
