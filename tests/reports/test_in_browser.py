@@ -17,6 +17,7 @@ def pages(runs, aligned, judged, tmp_path_factory):
     hostile = write_hostile_run(folder / "hostile", runs[0])
     given = {"run": [runs[1]], "compared": runs, "align": [aligned], "hostile": [hostile]}
     given["lab"] = [judged]
+    given["demo"] = [tutelage.demo(output=folder / "main-job").summary["run_dir"]]
     given["everything"] = [*runs, aligned, hostile]
     return {
         name: tutelage.report(paths, output=folder / f"{name}.html", csv_folder=folder / name)
@@ -34,7 +35,7 @@ def shown(browse, pages):
     return shown
 
 
-KINDS = ["run", "compared", "align", "lab", "hostile"]
+KINDS = ["run", "compared", "align", "lab", "demo", "hostile"]
 
 
 @pytest.mark.parametrize("name", [*KINDS, "everything"])
