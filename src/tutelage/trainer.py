@@ -25,11 +25,11 @@ from tutelage.config import (
     dump_config,
     load_config,
 )
-from tutelage.contrast import contrast
 from tutelage.credit import gate_weights, pass_rate_weights
 from tutelage.data.verify import judge
 from tutelage.errors import GuardStop, ServerError
-from tutelage.evaluation import Evaluation, evaluate, teacher_pass_rates, write_questions
+from tutelage.evaluation import teacher_pass_rates, write_questions
+from tutelage.examination import Examiner, examine
 from tutelage.gradient import Models, StepGradient, accumulate, measure, move_of_policy
 from tutelage.metrics import (
     Record,
@@ -37,11 +37,9 @@ from tutelage.metrics import (
     overlap_k,
     summarise_positions,
     summarise_rollouts,
-    summarise_sources,
     summarise_tokens,
 )
 from tutelage.models.average import FILE as AVERAGE
-from tutelage.models.base import Sampler
 from tutelage.models.checkpoints import keep_pinned, pin_models
 from tutelage.models.memory import halve_until_it_fits
 from tutelage.models.mixture import draw_rollouts
@@ -78,19 +76,11 @@ from tutelage.signals.history import History
 from tutelage.signals.ranking import warnings
 from tutelage.signals.standing import Standing
 from tutelage.timings import Timings, performance
-from tutelage.token_records import (
-    LikelyTokens,
-    held_out_weights,
-    keep_not_applied,
-    listed_tokens,
-    token_scores,
-)
-from tutelage.types import RenderedPrompt, Rollout, SamplingParams
+from tutelage.token_records import LikelyTokens, keep_not_applied
+from tutelage.types import RenderedPrompt, Rollout
 
 Observer = Callable[[Record], None]
 T = TypeVar("T")
-# Steps that no training step has, so that evaluation never shares its draws.
-EVALUATION_STEP = -1
 # One rollout in so many tells how far a step moved the policy, at least four of them.
 MOVE_EVERY = 16
 
@@ -125,6 +115,7 @@ class Trainer:
         self.warned: set[str] = set()
         self.pending: list[list[Rollout]] = []
         self.guidance = Guidance(config, session)
+        self.examiner = Examiner(config, session)
         self.saved: int | None = None
         self.told_full = False
 
@@ -393,7 +384,7 @@ class Trainer:
                 return 1 - min(1.0, max(0.0, (self.step - start) / (end - start)))
             case RetireSchedule(fraction=fraction, patience=patience):
                 if self.teacher_accuracy is None:
-                    self.teacher_accuracy = self.measure_teacher()
+                    self.teacher_accuracy = self.examiner.teacher_accuracy()
                 done = signals.retired(
                     list(self.evaluations.values()), self.teacher_accuracy, fraction, patience
                 )
@@ -466,40 +457,17 @@ class Trainer:
             return {}
         if self.step in self.evaluations:
             return self.evaluations[self.step]
-        samples = self.config.evaluation.samples
         started = time.monotonic()
         with self.interrupts.abandoning():
-            result = self.ask(self.session.sampler, self.session.held_out, samples)
-            seen = self.session.show_siblings(result.rollouts)
-            # One rollout each of questions spread over the held-out set, the same at every
-            # evaluation.
-            shown = min(len(result.questions), self.config.run.record_rollouts)
-            places = [i * len(result.questions) // shown * samples for i in range(shown)]
-            tokens = sum(len(seen[i].completion_ids) for i in places)
-            likely = LikelyTokens(places, listed_tokens(self.config.run.metrics_k, tokens))
-            table, rows = self.measure(self.models, seen, likely)
-            asked = self.ask_teacher() if self.step == 0 else {}
-            others = self.session.other_contexts
-            beside = contrast(self.models, seen, others, table, self.measure) if others else {}
-        record: Record = {"kind": "eval", "step": self.step}
-        record |= result.record(ks=[samples] if samples > 1 else [])
-        record |= finite(summarise_tokens(table))
-        record |= finite(summarise_rollouts(result.rollouts, table, rows))
-        record |= finite(summarise_sources(result.rollouts, table, rows))
-        record |= asked | self.session.contexts_missing(seen) | finite(beside)
+            found = examine(self.examiner, self.models, self.measure, with_teacher=self.step == 0)
+        record: Record = {"kind": "eval", "step": self.step, **found.record}
         record["perf/eval_s"] = time.monotonic() - started
         self.evaluations[self.step] = record
-        write_questions(result, self.run.path / "eval" / f"step-{self.step}.jsonl")
-        weights = held_out_weights(self.config.objective, result.rollouts, table, rows)
-        columns = table if weights is None else {**table, "weight": weights}
-        tokenizer = self.models.student.tokenizer
-        self.run.write_lines(
-            f"rollouts/step-{self.step}.jsonl",
-            [
-                token_scores(result.rollouts[i], tokenizer, columns, rows == i, likely.of(i))
-                for i in places
-            ],
-        )
+        write_questions(found.evaluation, self.run.path / "eval" / f"step-{self.step}.jsonl")
+        self.run.write_lines(f"rollouts/step-{self.step}.jsonl", found.tokens)
+        for event in found.events:
+            self.run.log_event(**event)
+            self.observer({**event, "kind": "note"})
         self.log(record)
         self.keep_best(record)
         return record
@@ -521,54 +489,6 @@ class Trainer:
             )
 
         return self.in_parts(work, len(rollouts))
-
-    def ask(
-        self, model: Sampler, prompts: Sequence[RenderedPrompt], samples: int = 1
-    ) -> Evaluation:
-        """A model's answers to held-out questions, with draws that no training step has."""
-        settings = self.config.evaluation
-        params = SamplingParams(
-            max_new_tokens=settings.max_new_tokens or self.config.rollout.max_new_tokens,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-        )
-        return evaluate(
-            model,
-            prompts,
-            self.session.verify,
-            params,
-            samples=samples,
-            seed=self.config.run.seed,
-            step=EVALUATION_STEP,
-        )
-
-    def ask_teacher(self) -> Record:
-        """What the teacher itself answers to some held-out questions, as it reads them here."""
-        count = min(self.config.evaluation.teacher, len(self.session.held_out))
-        if not count or self.session.shows_siblings:  # nobody has answered beside it yet
-            return {}
-        places = [i * len(self.session.held_out) // count for i in range(count)]
-        try:
-            asked = [self.session.held_out[i].for_teacher() for i in places]
-            result = self.ask(self.models.teacher, asked)
-        except ServerError as error:  # it may score well and not sample
-            self.run.log_event("teacher_not_asked", text=str(error))
-            self.observer({"kind": "note", "text": f"the teacher was not asked: {error}"})
-            return {}
-        record = {
-            f"teacher/{key}": value
-            for key, value in result.record().items()
-            if key in ("accuracy", "accuracy/low", "accuracy/high", "accuracy/questions")
-        }
-        lengths = [len(rollout.completion_ids) for rollout in result.rollouts]
-        ends = [rollout.finish_reason == "length" for rollout in result.rollouts]
-        return record | {"teacher/length": fmean(lengths), "teacher/truncated": fmean(ends)}
-
-    def measure_teacher(self) -> float | None:
-        """The teacher's accuracy on the held-out questions; None where none can be judged."""
-        asked = [prompt.for_teacher() for prompt in self.session.held_out]
-        result = self.ask(self.models.teacher, asked, self.config.evaluation.samples)
-        return fmean(result.accuracies) if result.accuracies else None
 
     def keep_best(self, record: Record) -> None:
         """Remember the best evaluation, and save its weights."""

@@ -15,6 +15,7 @@ from typing import Any
 from tutelage.config import Config, dump_config, parse_config
 from tutelage.errors import Interrupted, Preempted, UsageError
 from tutelage.evaluation import evaluate
+from tutelage.examination import EVALUATION_STEP
 from tutelage.gradient import measure
 from tutelage.metrics import overlap_k
 from tutelage.models.checkpoints import pin_models
@@ -33,7 +34,7 @@ from tutelage.runs.ledger import Ledger
 from tutelage.runs.lock import locked
 from tutelage.runs.resuming import reopen
 from tutelage.session import prepare
-from tutelage.trainer import EVALUATION_STEP, Observer
+from tutelage.trainer import Observer
 from tutelage.training import train
 from tutelage.types import SamplingParams
 
