@@ -10,7 +10,17 @@ import tutelage
 from tutelage.cli import main
 from tutelage.errors import UsageError
 from tutelage.lab import kept, running
-from tutelage.lab.arms import Continue, Distil, Greedy, Imitate
+from tutelage.lab.arms import SHORT, Continue, Distil, Greedy, Imitate, Place
+from tutelage.lab.embedded import ZOO
+from tutelage.lab.inner_arms import (
+    MEASURES,
+    OUTCOMES,
+    PLACES,
+    PROFILED,
+    ByPlace,
+    Outcomes,
+    profile,
+)
 from tutelage.lab.kept import TASKS, KeptModels
 from tutelage.lab.models import Size, Training
 from tutelage.lab.running import judge_suite, lab_suites
@@ -85,6 +95,11 @@ PUBLISHED = {
     "with": (0.7, 0.9),
     "X": (0.3, 0.8),
     "Y": (0.3, 0.32),
+    "aligned": (0.3, 0.8),
+    "between": (0.3, 0.7),
+    "other": (0.3, 0.5),
+    "success": (0.3, 0.8),
+    "failure": (0.3, 0.05),
 }
 ASKED = {
     "student, greedy": 0.6,
@@ -102,25 +117,44 @@ def _numbers(arm, work, rng, *, happens):
     if isinstance(work, Continue):
         teacher = [0.99, 0.8, 0.5, 0.35] if happens else [0.3] * 4
         return {"student": [0.3] * 4, "teacher": (np.array(teacher) + noise[:4]).tolist()}
+    if isinstance(work, Outcomes):
+        right, wrong = (0.2, 0.5) if happens else (0.5, 0.2)
+        sides = zip(OUTCOMES, (right, wrong), noise, strict=False)
+        return {name: dict.fromkeys(MEASURES, value + n) for name, value, n in sides}
     assert isinstance(work, Distil)
     before, after = PUBLISHED[arm] if happens else (0.3, 0.3)
     works = happens and after > before
-    rise = 0.4 if works else 0.0
+    rise = (after - before) * 0.8 if works else 0.0
     ends = {
         "accuracy": [before, after],
         "teacher/accuracy": [TEACHER.get(arm, 0.95), None],
         "overlap/mass_student": [0.75 if happens and arm == "with" else 0.55, 0.55 + rise],
         "overlap/advantage": [-0.2, -0.2 + rise / 4],
         "entropy/gap": [0.3, 0.3 - rise / 2],
+        "entropy/student": [0.3, 0.3 - (after - before) / 2],
         "sequence_reward/auroc": [0.75 if happens else 0.5, 0.7],
     }
-    return {
+    numbers = {
         "steps": [0, 1],
         "curves": {
             key: [None if v is None else v + rng.normal(0, 0.01) for v in values]
             for key, values in ends.items()
         },
     }
+    if isinstance(work, ByPlace):
+        depth = np.arange(PLACES) / 10 if happens else np.zeros(PLACES)
+        numbers["places"] = list(range(PLACES))
+        numbers["profiles"] = {
+            when: {
+                key: (
+                    values[place] + depth * (key == "entropy/gap") + rng.normal(0, 0.01, PLACES)
+                ).tolist()
+                for key, values in ends.items()
+                if key in PROFILED
+            }
+            for place, when in enumerate(("at first", "at last"))
+        }
+    return numbers
 
 
 @pytest.mark.parametrize("name", SUITES)
@@ -224,7 +258,58 @@ def test_a_killed_lab_goes_on_and_ends_with_the_same_numbers(whole, tmp_path):
         "student, greedy",
         "same data, greedy",
     ]
-    assert found.suites[0].to_dict() == expected["same_data"]
+    told = found.suites[0].to_dict()
+    assert told | {"cpu_s": 0} == expected["same_data"] | {"cpu_s": 0}
+
+
+def test_a_page_holds_every_suite_that_is_done_and_a_stranger_seed_or_size_none_of_them(tmp_path):
+    wanted = {"seeds": 1, "short": True, "output": tmp_path}
+    first = lab_suites(["compatible"], **wanted)
+    assert first.others == []
+    found = lab_suites(["continuation"], **wanted)
+    assert [j.name for j in found.suites] == ["continuation"]
+    assert [j.to_dict() for j in found.others] == [j.to_dict() for j in first.suites]
+    written = json.loads((found.folder / "lab.json").read_text())
+    assert [s["suite"] for s in written["suites"]] == ["compatible", "continuation"]
+    assert written["cpu_s"] == round(found.suites[0].cpu_s, 1)  # of what was asked for
+    other = lab_suites(["continuation"], first_seed=4, **wanted)
+    assert [sorted(e.values) for e in other.suites[0].shown.values()] == [[4]] * 4
+    assert other.others == []
+    for changed in ({"steps": 3}, {"first_seed": -1}, {"steps": 0, "short": False}):
+        with pytest.raises(UsageError):
+            lab_suites(["compatible"], **(wanted | changed))
+
+
+def test_places_are_means_over_tokens_and_a_place_nobody_reached_is_absent():
+    def record(tokens, values):
+        return {"edges": [0, 1, 2, 3, 4], "bins": {"tokens": tokens, "entropy/gap": values}}
+
+    found = profile(
+        [record([1, 3, 0, 2], [1.0, 2.0, None, 4.0]), record([3, 1, 0, 0], [3.0] * 4)], 4
+    )
+    assert found["entropy/gap"] == [2.5, 2.25, None, 4.0]
+    assert found["reward/mean"] == [None] * 4
+    late = profile([record([1, 1, 1, 1], [1.0, 2.0, 3.0, 4.0])], 2)  # after the longest answer
+    assert late["entropy/gap"] == [1.0, None, 2.0, 3.5]
+
+
+class _Shipped:
+    task = TASKS["running"]
+
+    def path(self, name, seed):
+        return ZOO / name
+
+
+def test_the_alignment_by_outcome_is_of_both_and_undefined_without_right_answers(tmp_path):
+    place = Place(models=_Shipped(), seed=0, size=SHORT, folder=tmp_path)
+    found = Outcomes(student="student", teacher="compatible").run(place)
+    for name in OUTCOMES:
+        assert found[name]["nodes"] > 0
+        assert -1 <= found[name]["mean_cosine"] <= 1
+        assert set(found[name]) == {"nodes", *MEASURES}
+    able = Outcomes(student="compatible", teacher="student").run(place)
+    assert [able[name] for name in OUTCOMES] == [{}, {}]
+    assert "judged right" in able["undefined"]
 
 
 def test_a_model_is_made_once_and_a_changed_recipe_is_another_model(tmp_path, monkeypatch):
@@ -284,7 +369,7 @@ def test_the_list_names_every_suite_with_its_source(capsys):
     for name, suite in SUITES.items():
         assert name in page
         assert suite.mirrors in page
-        assert "2604.13016, figure" in suite.mirrors
+        assert "2604.13016, figure" in suite.mirrors or "2605.10889" in suite.mirrors
 
 
 def test_another_size_in_the_same_folder_is_other_work(tmp_path, monkeypatch):

@@ -39,6 +39,8 @@ def lab(
     *,
     task: str = "running",
     seeds: int = 5,
+    first_seed: int = 1,
+    steps: int | None = None,
     short: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("runs/lab"),
     as_json: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
@@ -51,7 +53,9 @@ def lab(
     Args:
         suites: names that `tutelage lab list` shows, or `all`.
         task: running (the last digit of a sum) or mod (a sum modulo 31).
-        seeds: how many, from 1 on, each with models, prompts and samples of its own.
+        seeds: how many, each with models, prompts and samples of its own.
+        first_seed: the first of them.
+        steps: of distillation; by default as many as the thresholds were chosen for.
         short: tiny models and two steps, in seconds; proves that everything runs, no claim.
         output: folder for models, runs, results and the page.
         as_json: print one JSON object on stdout.
@@ -70,7 +74,16 @@ def lab(
             say(f"{record['suite']}: {record['verdict']}")
 
     torch.set_num_threads(1)  # models this small only lose time to a second thread
-    found = lab_suites(suites, task=task, seeds=seeds, short=short, output=output, observer=tell)
+    found = lab_suites(
+        suites,
+        task=task,
+        seeds=seeds,
+        first_seed=first_seed,
+        steps=steps,
+        short=short,
+        output=output,
+        observer=tell,
+    )
     page = write_report([found.folder])
     if as_json:
         print_json(found.to_dict() | {"report": str(page)})

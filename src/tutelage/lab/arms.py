@@ -20,7 +20,7 @@ from tutelage.rescue.cold_start import cold_start
 from tutelage.runs.directory import read_lines
 from tutelage.runs.seals import digest_of
 from tutelage.training import train
-from tutelage.types import RenderedPrompt, SamplingParams
+from tutelage.types import Prompt, RenderedPrompt, SamplingParams
 
 Numbers = dict[str, Any]
 KEYS = (
@@ -75,11 +75,13 @@ class Place:
     """How much work."""
     folder: Path
     """For the prompts and runs of this seed."""
+    other_task: Task | None = None
+    """Problems of another kind than those of the models."""
 
     @property
     def task(self) -> Task:
-        """The task of the models."""
-        return self.models.task
+        """What is asked: by default the task of the models."""
+        return self.other_task or self.models.task
 
     def model(self, name: str) -> LocalModel:
         """A trained model, to sample or score with."""
@@ -141,6 +143,15 @@ class Distil:
         """Where the student's weights are."""
         return place.models.path(self.student, place.seed)
 
+    def prompts(self, place: Place, count: int) -> list[Prompt]:
+        """What it is trained on."""
+        return place.task.train_prompts(count, place.seed)
+
+    @property
+    def _content(self) -> str:
+        """What sets its prompts apart from those of other arms, for the name of their file."""
+        return ""
+
     @property
     def _name(self) -> str:
         plain = Distil(student=self.student, teacher=self.teacher)
@@ -151,10 +162,10 @@ class Distil:
         """The settings of the run."""
         size, seed = place.size, place.seed
         count = size.steps * size.prompts
-        train_file = place.folder / f"train-{count}.jsonl"
+        train_file = place.folder / f"train-{count}{self._content}.jsonl"
         held_file = place.folder / f"held-{size.held_out}.jsonl"
         # Written anew for every arm, since a stop may have left half a file.
-        write_prompts(train_file, place.task.train_prompts(count, seed))
+        write_prompts(train_file, self.prompts(place, count))
         write_prompts(held_file, place.task.eval_prompts(size.held_out))
         tree: dict[str, Any] = {
             "student": {"path": str(self.start(place))},

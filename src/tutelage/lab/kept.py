@@ -8,7 +8,13 @@ from pathlib import Path
 from transformers import LlamaForCausalLM
 
 from tutelage.errors import UsageError
-from tutelage.lab.models import Training, fresh_model, make_tokenizer, train_model
+from tutelage.lab.models import (
+    Training,
+    TrainingOnLengths,
+    fresh_model,
+    make_tokenizer,
+    train_model,
+)
 from tutelage.lab.pairs import mod_total_models, running_total_models
 from tutelage.lab.tasks import ModTotal, RunningTotal, SolutionStyle, Task
 from tutelage.models.local import quiet_transformers
@@ -86,8 +92,11 @@ class KeptModels:
                 model = LlamaForCausalLM.from_pretrained(  # nosec B615 # local
                     self.path(training.start, seed)
                 )
+        task = self.task
+        if isinstance(training, TrainingOnLengths):
+            task = replace(task, lengths=training.lengths)
         try:
-            train_model(model, self.task, training, model_seed)
+            train_model(model, task, training, model_seed)
         except UsageError as error:
             replace_text(missed, f"{name}, seed {seed}: {error}")
             raise UsageError(f"{name}, seed {seed}: {error}") from None

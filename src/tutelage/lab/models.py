@@ -54,6 +54,14 @@ class Training:
     the curriculum; None trains once. Some seeds stall, and a weak teacher shows nothing."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainingOnLengths(Training):
+    """Training on problems of other lengths than the task's."""
+
+    lengths: tuple[int, int]
+    """Fewest and most slots."""
+
+
 def make_tokenizer(task: Task | None = None) -> PreTrainedTokenizerFast:
     """A task's tokens, one each, with its chat template; by default those of the running total."""
     task = task or RunningTotal()

@@ -2,14 +2,15 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tutelage.errors import Interrupted, Preempted, UsageError, did_you_mean
-from tutelage.lab.arms import FULL, SHORT, Arm, Place
+from tutelage.lab.arms import FULL, SHORT, Arm, Place, Size
 from tutelage.lab.kept import TASKS, KeptModels
-from tutelage.lab.suites import SUITES, Suite
+from tutelage.lab.suite import Suite
+from tutelage.lab.suites import SUITES
 from tutelage.lab.verdicts import Estimate, Part, Seed, State, Word, estimate, state_of, word_of
 from tutelage.paths import usable_path
 from tutelage.runs.directory import environment, full_disk_told, replace_text, to_json
@@ -33,8 +34,12 @@ class Judged:
     """What the figure shows."""
     curves: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     """Metric -> arm -> steps, mean and ends of the interval over seeds."""
+    profiles: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    """Metric -> arm and when -> places in the answer, mean and ends of the interval over seeds."""
     failed: dict[int, str] = field(default_factory=dict)
     """Seeds that are left out, and why."""
+    cpu_s: float = 0.0
+    """Processor seconds of its arms and of the models that were first trained for them."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -56,27 +61,48 @@ class Judged:
             ],
             "shown": {label: found.to_dict() for label, found in self.shown.items()},
             "curves": self.curves,
+            "profiles": self.profiles,
             "left_out": {str(seed): why for seed, why in self.failed.items()},
+            "cpu_s": round(self.cpu_s, 1),
         }
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabResult:
-    """Verdicts of the suites that were asked for."""
+    """Verdicts of the suites that were asked for, and of the others that are done."""
 
     folder: Path
     task: str
     short: bool
     seeds: int
+    first_seed: int = 1
+    steps: int
+    """Of distillation."""
     suites: list[Judged]
+    """Those that were asked for."""
+    others: list[Judged] = field(default_factory=list)
+    """The rest of those whose arms are all done, with these seeds and this size."""
+    cpu_s: float = 0.0
+    """Processor seconds of all arms of `suites`, each counted once."""
+
+    @property
+    def judged_size(self) -> bool:
+        """Whether this is the size that the thresholds were chosen for."""
+        return not self.short and self.steps == FULL.steps
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Plain values for JSON, suites in the order of `lab list`."""
+        order = list(SUITES)
+        judged = sorted([*self.suites, *self.others], key=lambda found: order.index(found.name))
         return {
             "task": self.task,
             "short": self.short,
             "seeds": self.seeds,
-            "suites": [judged.to_dict() for judged in self.suites],
+            "first_seed": self.first_seed,
+            "steps": self.steps,
+            "judged_size": self.judged_size,
+            "cpu_s": round(self.cpu_s, 1),
+            "suites": [found.to_dict() for found in judged],
         }
 
 
@@ -85,6 +111,8 @@ def lab_suites(
     *,
     task: str = "running",
     seeds: int = 5,
+    first_seed: int = 1,
+    steps: int | None = None,
     short: bool = False,
     output: str | Path = "runs/lab",
     observer: Observer = lambda record: None,
@@ -92,9 +120,11 @@ def lab_suites(
     """The verb `lab`: run what is not done in `output`, judge the suites and write `lab.json`.
 
     Args:
-        names: of suites; `all` takes every one.
+        names: of suites; `all` takes every one of the task.
         task: `running` (the total's last digit) or `mod` (the total modulo 31).
-        seeds: how many, from 1 on; each has models, prompts and samples of its own.
+        seeds: how many; each has models, prompts and samples of its own.
+        first_seed: the first of them.
+        steps: of distillation; None takes those that the thresholds were chosen for.
         short: tiny models and two steps, to see that everything runs.
         output: folder of models, ledger, runs and results; what is done there is not done again.
         observer: hears of every unit.
@@ -103,37 +133,76 @@ def lab_suites(
         UsageError: there is no such suite or task, or another process is at work in the folder.
         Preempted: a signal asked for a stop; the same command goes on.
     """
-    chosen = _suites(names)
     if task not in TASKS:
         raise UsageError(f"there is no task {task!r}. {did_you_mean(task, TASKS)}")
-    if seeds < 1:
-        raise UsageError(f"seeds is {seeds}; at least one is needed, and two for an interval")
+    chosen = _suites(names, task)
+    size = _size(seeds, first_seed, steps, short=short)
     folder = usable_path(output, "lab folder")
     with full_disk_told(folder), locked(folder / "at-work"):
         home = folder / (f"{task}-short" if short else task)
         models = KeptModels(home / "models", TASKS[task], short=short)
         models.folder.mkdir(parents=True, exist_ok=True)
         replace_text(home / "environment.json", to_json(environment()))
-        size = SHORT if short else FULL
         ledger = Ledger(home / "units.jsonl")
+        places = [
+            Place(models=models, seed=seed, size=size, folder=home / f"seed-{seed}")
+            for seed in range(first_seed, first_seed + seeds)
+        ]
         judged: list[Judged] = []
+        spent: dict[str, float] = {}
         for name, suite in chosen.items():
-            places = [
-                Place(models=models, seed=seed, size=size, folder=home / f"seed-{seed}")
-                for seed in range(1, seeds + 1)
-            ]
-            found = {
-                place.seed: {
-                    arm: _once(ledger, arm, work, place, observer)
-                    for arm, work in suite.arms.items()
-                }
-                for place in places
-            }
+            found: dict[int, dict[str, Mapping[str, Any]]] = {}
+            for place in places:
+                found[place.seed] = {}
+                for label, arm in suite.arms.items():
+                    numbers = _once(ledger, label, arm, place, observer)
+                    found[place.seed][label] = numbers
+                    spent[_unit(arm, place)] = numbers["cpu_s"]
             judged.append(judge_suite(name, suite, found))
             observer({"kind": "verdict", "suite": name, "verdict": judged[-1].word})
-            result = LabResult(folder=home, task=task, short=short, seeds=seeds, suites=judged)
+            done = {found.name for found in judged}
+            result = LabResult(
+                folder=home,
+                task=task,
+                short=short,
+                seeds=seeds,
+                first_seed=first_seed,
+                steps=size.steps,
+                suites=judged,
+                others=_done(ledger, places, {n: s for n, s in SUITES.items() if n not in done}),
+                cpu_s=sum(spent.values()),
+            )
             replace_text(home / "lab.json", to_json(result.to_dict()))
     return result
+
+
+def _size(seeds: int, first_seed: int, steps: int | None, *, short: bool) -> Size:
+    """How much work an arm is."""
+    if seeds < 1:
+        raise UsageError(f"seeds is {seeds}; at least one is needed, and two for an interval")
+    if first_seed < 0:
+        raise UsageError(f"first_seed is {first_seed}; seeds are counted from 0")
+    if steps is None:
+        return SHORT if short else FULL
+    if short:
+        raise UsageError(f"short runs take {SHORT.steps} steps; leave steps or short out")
+    if steps < 1:
+        raise UsageError(f"steps is {steps}; at least one is needed")
+    return replace(FULL, steps=steps)
+
+
+def _done(ledger: Ledger, places: Sequence[Place], suites: Mapping[str, Suite]) -> list[Judged]:
+    """The suites of which the ledger has every arm of every seed."""
+    judged = []
+    for name, suite in suites.items():
+        if not all(_unit(arm, place) in ledger for place in places for arm in suite.arms.values()):
+            continue
+        found = {
+            place.seed: {label: ledger[_unit(arm, place)] for label, arm in suite.arms.items()}
+            for place in places
+        }
+        judged.append(judge_suite(name, suite, found))
+    return judged
 
 
 def judge_suite(
@@ -160,23 +229,39 @@ def judge_suite(
         parts=parts,
         shown={label: estimate(of, seeds) for label, of in suite.shown.items()},
         curves=_curves(seeds, suite.draws),
+        profiles=_profiles(seeds, suite.draws_by_place),
         failed=failed,
+        cpu_s=sum(arm.get("cpu_s", 0.0) for arms in found.values() for arm in arms.values()),
     )
 
 
-def _suites(names: Sequence[str]) -> dict[str, Suite]:
+def _suites(names: Sequence[str], task: str) -> dict[str, Suite]:
     for name in names:
         if name not in SUITES and name != "all":
             raise UsageError(f"there is no suite {name!r}. {did_you_mean(name, SUITES)}")
-    return {name: suite for name, suite in SUITES.items() if name in names or "all" in names}
+        if name != "all" and task not in SUITES[name].tasks:
+            raise UsageError(
+                f"suite {name!r} is not made for task {task!r}, only for "
+                f"{', '.join(SUITES[name].tasks)}; leave it out, or change --task"
+            )
+    return {
+        name: suite
+        for name, suite in SUITES.items()
+        if name in names or ("all" in names and task in suite.tasks)
+    }
+
+
+def _unit(arm: Arm, place: Place) -> str:
+    """The name of an arm's numbers in the ledger."""
+    made_of = [place.models.digest(model, place.seed) for model in arm.models]
+    return f"{place.seed}/{digest_of(f'{arm!r} {place.size!r} {made_of}')}"
 
 
 def _once(
     ledger: Ledger, name: str, arm: Arm, place: Place, observer: Observer
 ) -> Mapping[str, Any]:
     """The numbers of an arm, from the ledger where it is done."""
-    made_of = [place.models.digest(model, place.seed) for model in arm.models]
-    unit = f"{place.seed}/{digest_of(f'{arm!r} {place.size!r} {made_of}')}"
+    unit = _unit(arm, place)
     if unit in ledger:
         return ledger[unit]
     observer({"kind": "unit", "arm": name, "seed": place.seed})
@@ -204,18 +289,40 @@ def _curves(seeds: Mapping[int, Seed], keys: Sequence[str]) -> dict[str, dict[st
     told: dict[str, dict[str, dict[str, Any]]] = {}
     first = next(iter(seeds.values()), None)
     for arm, record in (first.arms if first else {}).items():
-        if "steps" not in record:
-            continue
-        for key in keys:
+        for key in keys if "steps" in record else ():
             columns = [s.arms[arm]["curves"].get(key) for s in seeds.values()]
-            if any(column is None or None in column for column in columns):
-                continue
-            by_step = [
-                Estimate(values=dict(enumerate(values))) for values in zip(*columns, strict=True)
-            ]
-            told.setdefault(key, {})[arm] = {
-                "steps": record["steps"],
-                "mean": [e.mean for e in by_step],
-                "interval": [e.interval and list(e.interval) for e in by_step],
-            }
+            if drawn := _over_seeds(columns):
+                told.setdefault(key, {})[arm] = {"steps": record["steps"], **drawn}
     return told
+
+
+def _profiles(
+    seeds: Mapping[int, Seed], keys: Sequence[str]
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Every arm that tells it by place in the answer, at its beginning and end."""
+    told: dict[str, dict[str, dict[str, Any]]] = {}
+    first = next(iter(seeds.values()), None)
+    for arm, record in (first.arms if first else {}).items():
+        for when in record.get("profiles", {}):
+            for key in keys:
+                columns = [seed.profile(arm, when, key) for seed in seeds.values()]
+                # Rollouts that are cut reach the first places alone.
+                reached = min(
+                    next((i for i, v in enumerate(c) if v is None), len(c)) for c in columns
+                )
+                if drawn := _over_seeds([column[:reached] for column in columns]):
+                    places = record["places"][:reached]
+                    told.setdefault(key, {})[f"{arm}, {when}"] = {"places": places, **drawn}
+    return told
+
+
+def _over_seeds(columns: Sequence[Sequence[float | None] | None]) -> dict[str, Any]:
+    """Means and intervals of the rows of columns, one a seed; none where any is undefined."""
+    if not columns or any(not column or None in column for column in columns):
+        return {}
+    rows = zip(*[column or () for column in columns], strict=True)
+    found = [Estimate(values={i: v for i, v in enumerate(row) if v is not None}) for row in rows]
+    return {
+        "mean": [e.mean for e in found],
+        "interval": [e.interval and list(e.interval) for e in found],
+    }

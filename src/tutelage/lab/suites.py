@@ -4,62 +4,18 @@ Thresholds were written down before the runs whose verdicts docs/lab.md gives, a
 depend on them. Accuracies are of one sample at temperature 1 on held-out problems.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from tutelage.lab.arms import Arm, ColdStarted, Continue, Distil, Greedy, Imitate
+from tutelage.lab.arms import ColdStarted, Continue, Distil, Greedy, Imitate
+from tutelage.lab.inner_suites import INNER_SUITES
 from tutelage.lab.kept import DIALLED
+from tutelage.lab.suite import COMPATIBLE, INCOMPATIBLE, Suite, before_and_after, ends
 from tutelage.lab.verdicts import Part, Quantity, Seed, distance, minus
 
-COMPATIBLE = Distil(student="student", teacher="compatible")
-INCOMPATIBLE = Distil(student="student", teacher="incompatible")
 SAME_DATA = Distil(student="student", teacher="same_data")
 IMITATION = 250
 DEPTHS = (0.0, 0.25, 0.5, 0.75)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Suite:
-    """One phenomenon."""
-
-    claim: str
-    """What it says."""
-    mirrors: str
-    """Where it was published, with the number there."""
-    arms: Mapping[str, Arm]
-    """What is done with each seed, by a short name."""
-    parts: tuple[Part, ...]
-    """All of them must hold."""
-    shown: Mapping[str, Quantity]
-    """What its figure shows."""
-    unit: str = "held-out accuracy"
-    """Of what is shown."""
-    draws: tuple[str, ...] = ("accuracy",)
-    """What is drawn by step, of the arms that train."""
-    caution: str = ""
-    """What its verdict does not say."""
-
-
-def _ends(*arms: str) -> dict[str, Quantity]:
-    """Accuracy of the student before, and at the end of each arm."""
-
-    def end(arm: str) -> Quantity:
-        return lambda seed: seed.end(arm)
-
-    return {"student before": lambda s: s.start(arms[0]), **{f"after {a}": end(a) for a in arms}}
-
-
-def _before_and_after(key: str, *arms: str) -> dict[str, Quantity]:
-    """A number of the first and the last evaluation of each arm."""
-
-    def at(arm: str, first: bool) -> Quantity:
-        return lambda seed: (seed.start if first else seed.end)(arm, key)
-
-    return {
-        f"{arm}, {when}": at(arm, when == "before") for arm in arms for when in ("before", "after")
-    }
 
 
 def _advantage(cut: int) -> Quantity:
@@ -140,7 +96,7 @@ SUITES: dict[str, Suite] = {
             ),
         ),
         shown={
-            **_ends("compatible", "incompatible"),
+            **ends("compatible", "incompatible"),
             "compatible teacher": lambda s: s.start("compatible", "teacher/accuracy"),
             "incompatible teacher": lambda s: s.start("incompatible", "teacher/accuracy"),
         },
@@ -177,7 +133,7 @@ SUITES: dict[str, Suite] = {
                 above=0.05,
             ),
         ),
-        shown=_before_and_after("overlap/mass_student", "compatible", "incompatible"),
+        shown=before_and_after("overlap/mass_student", "compatible", "incompatible"),
         unit="student's mass on shared tokens",
         draws=("overlap/mass_student", "overlap/advantage", "entropy/gap", "accuracy"),
         caution="Top sets of an eighth of a tiny vocabulary, so the overlap ratio itself says "
@@ -207,7 +163,7 @@ SUITES: dict[str, Suite] = {
             ),
         ),
         shown={
-            **_ends("same data", "compatible"),
+            **ends("same data", "compatible"),
             "student, greedy": lambda s: s.accuracy("student, greedy"),
             "larger teacher, greedy": lambda s: s.accuracy("same data, greedy"),
         },
@@ -319,7 +275,7 @@ SUITES: dict[str, Suite] = {
                 above=0.10,
             ),
         ),
-        shown=_before_and_after("accuracy", *(f"{share} %" for share in DIALLED)),
+        shown=before_and_after("accuracy", *(f"{share} %" for share in DIALLED)),
     ),
     "overlap": Suite(
         claim="Training on shared tokens alone does about as well as on all, and far better than "
@@ -349,7 +305,7 @@ SUITES: dict[str, Suite] = {
                 above=0.10,
             ),
         ),
-        shown=_ends("all", "overlap", "non-overlap", "non-overlap, normalised"),
+        shown=ends("all", "overlap", "non-overlap", "non-overlap, normalised"),
         caution="Top 8 of a vocabulary of 32 (running total) or 45 (mod 31).",
     ),
     "support": Suite(
@@ -379,7 +335,7 @@ SUITES: dict[str, Suite] = {
                 below=0.10,
             ),
         ),
-        shown=_ends("sampled", "k = 1", "k = 4", "k = 16"),
+        shown=ends("sampled", "k = 1", "k = 4", "k = 16"),
         caution="One learning rate for all arms; the sampled token's gradient is the noisiest.",
     ),
     "cold_start": Suite(
@@ -410,7 +366,7 @@ SUITES: dict[str, Suite] = {
             ),
         ),
         shown={
-            **_ends("without", "with"),
+            **ends("without", "with"),
             "after imitation alone": lambda s: s.accuracy("imitation"),
             "after 100 steps more of it": lambda s: s.accuracy("more imitation"),
         },
@@ -437,13 +393,6 @@ SUITES: dict[str, Suite] = {
         caution="The teacher is able under X alone; post-training on X without such a gate "
         "transfers to Y wholly, and shows nothing. Each arm is judged under its own template.",
     ),
+    **INNER_SUITES,
 }
 """In the order of `tutelage lab all`; arms that suites share are run once."""
-
-LEFT_OUT = {
-    "length and late collapse": "answers of the tasks are too short to collapse from the end",
-    "alignment on right and wrong rollouts": "measured by benchmarks/alignment_outcomes.py, "
-    "docs/alignment.md",
-    "teacher-aligned content": "the tasks have one kind of prompt",
-}
-"""What is published and has no suite yet."""

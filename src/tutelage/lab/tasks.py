@@ -202,13 +202,17 @@ class Task(ABC):
         """The problem that a prompt asks."""
         return tuple(map(int, re.findall(r"\d+", prompt.question)))
 
-    def train_prompts(self, count: int, seed: int) -> list[Prompt]:
-        """`count` prompts in random order, their lengths in equal parts."""
+    def train_prompts(self, count: int, seed: int, hard_share: float | None = None) -> list[Prompt]:
+        """`count` prompts in random order, their lengths in equal parts.
+
+        `hard_share` of their operands are hard ones; None draws operands uniformly.
+        """
         rng = np.random.default_rng([seed, 1])
         low, high = self.lengths
         lengths = rng.permutation(np.resize(np.arange(low, high + 1), count))
         rows = {
-            n: iter(self.problems(rng, int((lengths == n).sum()), int(n))) for n in set(lengths)
+            n: iter(self.problems(rng, int((lengths == n).sum()), int(n), hard_share))
+            for n in set(lengths)
         }
         return [self._prompt(f"train-{i}", next(rows[n])) for i, n in enumerate(lengths)]
 

@@ -56,6 +56,16 @@ class Seed:
         found = self.arms[arm]
         return minus(found["teacher"][depth], found["student"][depth])
 
+    def profile(self, arm: str, when: str, key: str) -> list[float | None]:
+        """A number by place in the answer, of an arm that tells it; `when` as the arm names it."""
+        found: list[float | None] = self.arms[arm]["profiles"][when][key]
+        return found
+
+    def outcome(self, arm: str, name: str, measure: str) -> float | None:
+        """A measure of the alignment on right or wrong answers; None where there are none."""
+        value: float | None = self.arms[arm][name].get(measure)
+        return value
+
     def _at(self, arm: str, key: str, place: int) -> float | None:
         values: list[float | None] = self.arms[arm]["curves"].get(key) or [None]
         return values[place]

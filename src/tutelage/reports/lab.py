@@ -29,13 +29,19 @@ def read_lab(path: Path, name: str, place: str) -> list[Result]:
 def _suite(
     suite: Mapping[str, Any], lab: Mapping[str, Any], name: str, place: str, notes: Notes
 ) -> Result:
-    seeds = number(lab.get("seeds"))
+    seeds, first = number(lab.get("seeds")), number(lab.get("first_seed"))
     lead = [
         f"{suite.get('claim', '')} Verdict: {suite.get('verdict', 'none')}.",
-        f"Task {lab.get('task')}, {seeds or 0:.0f} seeds. Mirrors {suite.get('mirrors', '')}.",
+        f"Task {lab.get('task')}, {seeds or 0:.0f} seeds from {first or 0:.0f} on. "
+        f"Mirrors {suite.get('mirrors', '')}.",
     ]
     if lab.get("short"):
         lead.append("A short run: models of three steps prove that everything runs, nothing else.")
+    elif lab.get("judged_size") is False:
+        lead.append(
+            f"{number(lab.get('steps')) or 0:.0f} steps of distillation: not the size that the "
+            "thresholds were chosen for."
+        )
     if caution := suite.get("caution"):
         lead.append(str(caution))
     lead += [f"Seed {seed} is left out: {why}." for seed, why in mapping(suite, "left_out").items()]
@@ -59,7 +65,7 @@ def _suite(
     return Result(
         name=name,
         kind="lab",
-        lead=lead,
+        lead=[sentence.replace("`", "") for sentence in lead],  # words of a terminal
         heading=str(suite.get("suite", "suite")),
         figures=[*([figure] if figure else []), *_curves(suite, place)],
         tables=[table] if parts else [],
@@ -72,31 +78,43 @@ _UNITS = {
     "overlap/mass_student": ("Shared mass", "student's probability of the shared tokens"),
     "overlap/advantage": ("Overlap advantage", "nats"),
     "entropy/gap": ("Entropy gap", "nats"),
+    "entropy/student": ("Entropy of the student", "nats"),
+    "entropy/teacher": ("Entropy of the teacher", "nats"),
+    "reward/mean": ("Teacher's reward", "mean log-ratio of the sampled tokens, nats"),
 }
 
 
 def _curves(suite: Mapping[str, Any], place: str) -> Iterator[Figure]:
-    """Each metric by step, a line an arm."""
+    """Each metric by step, a line an arm, and by place in the answer, a line an arm and when."""
+    yield from _lines(suite, "curves", "steps", place, "", "step of distillation")
+    yield from _lines(
+        suite, "profiles", "places", f"{place}-place", " by place", "token of the answer"
+    )
+
+
+def _lines(
+    suite: Mapping[str, Any], kept: str, along: str, place: str, by: str, axis: str
+) -> Iterator[Figure]:
     for key, (title, unit) in _UNITS.items():
         traces = []
-        for colour, (arm, curve) in enumerate(mapping(mapping(suite, "curves"), key).items()):
-            steps = [number(v) for v in listing(curve, "steps")]
+        for colour, (arm, curve) in enumerate(mapping(mapping(suite, kept), key).items()):
+            x = [number(v) for v in listing(curve, along)]
             means = [number(v) for v in listing(curve, "mean")]
-            if not steps or len(steps) != len(means) or None in steps or None in means:
+            if not x or len(x) != len(means) or None in x or None in means:
                 continue
             ends = [span(v) for v in listing(curve, "interval")]
             low, high = zip(*ends, strict=True) if ends and None not in ends else ((), ())
-            drawn = {"low": low, "high": high} if len(low) == len(steps) else {}
+            drawn = {"low": low, "high": high} if len(low) == len(x) else {}
             traces.append(
-                Trace(run=arm, name="", x=steps, y=means, colour=colour, **drawn)  # type: ignore[arg-type]
+                Trace(run=arm, name="", x=x, y=means, colour=colour, **drawn)  # type: ignore[arg-type]
             )
         if traces:
             yield Figure(
                 id=f"{place}-{key.replace('/', '-')}",
-                title=title,
+                title=f"{title}{by}",
                 note="Mean over seeds with 95 % intervals where there are two seeds or more.",
                 kind="lines",
-                x="step of distillation",
+                x=axis,
                 y=unit,
                 traces=tuple(traces),
             )
