@@ -100,6 +100,11 @@ PUBLISHED = {
     "other": (0.3, 0.5),
     "success": (0.3, 0.8),
     "failure": (0.3, 0.05),
+    "quarter": (0.1, 0.15),
+    "half": (0.1, 0.6),
+    "whole": (0.1, 0.3),
+    "published objective": (0.1, 0.05),
+    "exact objective": (0.1, 0.8),
 }
 ASKED = {
     "student, greedy": 0.6,
@@ -132,6 +137,8 @@ def _numbers(arm, work, rng, *, happens):
         "overlap/advantage": [-0.2, -0.2 + rise / 4],
         "entropy/gap": [0.3, 0.3 - rise / 2],
         "entropy/student": [0.3, 0.3 - (after - before) / 2],
+        "entropy/teacher": [0.1, 0.1],
+        "reward/mean": [-0.5, -0.1],
         "sequence_reward/auroc": [0.75 if happens else 0.5, 0.7],
     }
     numbers = {
@@ -144,15 +151,15 @@ def _numbers(arm, work, rng, *, happens):
     if isinstance(work, ByPlace):
         depth = np.arange(PLACES) / 10 if happens else np.zeros(PLACES)
         numbers["places"] = list(range(PLACES))
+
+        def along(key, late):
+            collapses = late and arm == "published objective" and key.startswith("entropy/")
+            steep = depth if key == "entropy/gap" or collapses else 0
+            return (ends[key][late] + steep + rng.normal(0, 0.01, PLACES)).tolist()
+
         numbers["profiles"] = {
-            when: {
-                key: (
-                    values[place] + depth * (key == "entropy/gap") + rng.normal(0, 0.01, PLACES)
-                ).tolist()
-                for key, values in ends.items()
-                if key in PROFILED
-            }
-            for place, when in enumerate(("at first", "at last"))
+            when: {key: along(key, late) for key in ends if key in PROFILED}
+            for late, when in enumerate(("at first", "at last"))
         }
     return numbers
 

@@ -5,8 +5,10 @@ depend on them; where pilot runs on other seeds chose a setting, docs/lab.md say
 """
 
 from collections.abc import Mapping
+from typing import Any
 
-from tutelage.lab.inner_arms import PLACES, ByPlace, OfContent, Outcomes
+from tutelage.lab.inner_arms import PLACES, ByPlace, OfContent, OnLong, Outcomes
+from tutelage.lab.kept import LONG
 from tutelage.lab.suite import COMPATIBLE, Suite, ends
 from tutelage.lab.verdicts import Part, Quantity, Seed, minus
 
@@ -15,6 +17,34 @@ SUCCESS = ByPlace(student="student", teacher="compatible")
 FAILURE = ByPlace(student="student", teacher="incompatible")
 ALIGNED, OTHER = 0.55, 0.1
 """Share of hard operands in the compatible teacher's post-training, and in prompts unlike it."""
+LAST = PLACES - 1
+HORIZONS = {"quarter": 11, "half": 22, "whole": 49}
+"""Tokens of a rollout on long problems, whose longest solution has 44."""
+
+
+def _long(horizon: str, **settings: Any) -> OnLong:
+    """The long pair, with rollouts cut there and evaluations that let answers end."""
+    return OnLong(
+        student="student_long",
+        teacher="teacher_long",
+        lengths=LONG,
+        settings={
+            "rollout": {"max_new_tokens": HORIZONS[horizon]},
+            "evaluation": {"max_new_tokens": HORIZONS["whole"]},
+            **settings,
+        },
+    )
+
+
+WHOLE = _long("whole")
+PUBLISHED = _long("whole", objective={"type": "top_k", "k": 4, "tail": {"type": "reference_code"}})
+
+
+def rise_at(arm: str, key: str, place: int) -> Quantity:
+    """How much a metric rises at one place, from the first steps to the last."""
+    return lambda s: minus(
+        s.profile(arm, "at last", key)[place], s.profile(arm, "at first", key)[place]
+    )
 
 
 def wrong_minus_right(measure: str) -> Quantity:
@@ -56,7 +86,7 @@ def by_place(key: str, arms: Mapping[str, str], times: tuple[str, ...]) -> dict[
     return {
         f"{called}, {where}, {when}": at_place(arm, when, key, place)
         for arm, called in arms.items()
-        for where, place in (("first quarter", 0), ("last quarter", PLACES - 1))
+        for where, place in (("first quarter", 0), ("last quarter", LAST))
         for when in times
     }
 
@@ -151,7 +181,7 @@ INNER_SUITES: dict[str, Suite] = {
             Part(
                 says="entropy gap at first, last quarter minus first quarter, success",
                 of=lambda s: minus(
-                    at_place("success", "at first", "entropy/gap", PLACES - 1)(s),
+                    at_place("success", "at first", "entropy/gap", LAST)(s),
                     at_place("success", "at first", "entropy/gap", 0)(s),
                 ),
                 above=0.0,
@@ -162,5 +192,72 @@ INNER_SUITES: dict[str, Suite] = {
         draws_by_place=(MASS, "overlap/advantage", "entropy/gap", "entropy/student"),
         caution="Quarters of the longest right answer, means over the tokens of the first and the "
         "last 20 steps: short problems do not reach the last one.",
+    ),
+    "length": Suite(
+        claim="Rollouts of middling length teach most: shorter ones say too little, whole ones "
+        "bring teacher rewards that cannot be relied on.",
+        mirrors="2604.13016, figure 11a: R1-1.5B from JustRL-1.5B, 3 and 7 thousand tokens best of "
+        ".5 to 15 thousand",
+        arms={name: _long(name) for name in HORIZONS},
+        parts=(
+            Part(
+                says="accuracy at the end, rollouts cut at half minus whole ones",
+                of=lambda s: minus(s.end("half"), s.end("whole")),
+                above=0.05,
+            ),
+            Part(
+                says="accuracy at the end, cut at half minus cut at a quarter",
+                of=lambda s: minus(s.end("half"), s.end("quarter")),
+                above=0.05,
+            ),
+        ),
+        shown={
+            **ends(*HORIZONS),
+            "teacher": lambda s: s.start("whole", "teacher/accuracy"),
+        },
+        draws=("accuracy", "entropy/student"),
+        draws_by_place=("reward/mean", "entropy/student", "entropy/teacher"),
+        caution="Problems of 8 to 14 slots, right answers of 26 to 44 tokens, all judged on whole "
+        "answers. Student and teacher have seen these lengths.",
+        tasks=("running",),
+    ),
+    "collapse": Suite(
+        claim="On long answers under the published objective, entropy rises, from the end "
+        "backwards, the student's and the teacher's alike.",
+        mirrors="2604.13016, figures 12, 13 and 23: with 10 and 15 thousand tokens entropy spikes "
+        "late, high entropy begins at the end and moves to the start, the teacher's likewise",
+        arms={"published objective": PUBLISHED, "exact objective": WHOLE},
+        parts=(
+            Part(
+                says="rise of the student's entropy in the last quarter",
+                of=rise_at("published objective", "entropy/student", LAST),
+                above=0.05,
+            ),
+            Part(
+                says="that rise minus the rise in the first quarter",
+                of=lambda s: minus(
+                    rise_at("published objective", "entropy/student", LAST)(s),
+                    rise_at("published objective", "entropy/student", 0)(s),
+                ),
+                above=0.0,
+            ),
+            Part(
+                says="rise of the teacher's entropy in the last quarter",
+                of=rise_at("published objective", "entropy/teacher", LAST),
+                above=0.0,
+            ),
+        ),
+        shown={
+            f"{arm}, {where} quarter": rise_at(arm, "entropy/student", place)
+            for arm in ("published objective", "exact objective")
+            for where, place in (("first", 0), ("second", 1), ("third", 2), ("last", LAST))
+        },
+        unit="rise of the student's entropy from the first 20 steps to the last, nats",
+        draws=("accuracy", "entropy/student", MASS),
+        draws_by_place=("entropy/student", "entropy/teacher", MASS),
+        caution="The published objective takes the student's top 4 of 32 tokens and leaves the "
+        "rest out. Pilot runs on two other pairs chose it: there the exact one lowers entropy "
+        "everywhere.",
+        tasks=("running",),
     ),
 }

@@ -25,13 +25,18 @@ TASKS: dict[str, Task] = {"running": RunningTotal(), "mod": ModTotal()}
 DIALLED = (0, 10, 50)
 """Percent of a dialled student's own weak data that is written in the other pattern."""
 
+LONG = (8, 14)
+"""Slots of long problems."""
+
 
 def recipes(task: Task, *, short: bool = False) -> dict[str, Training]:
     """How the models of the suites are made, each to a target of its own.
 
     `student` is weak; `compatible` is the student after post-training; `incompatible` writes the
     other pattern; `same_data` is larger and has the student's data; `dial_10` is the student after
-    further weak data, 10 % of it in the other pattern; `gated` is able under template X alone.
+    further weak data, 10 % of it in the other pattern; `gated` is able under template X alone;
+    `student_long` is the student after weak data of all lengths up to `LONG`, and `teacher_long`
+    that one after post-training. The tokens of `ModTotal` name no more slots than it has.
     """
     models = mod_total_models() if isinstance(task, ModTotal) else running_total_models()
     skill = models["student"].style.skill
@@ -55,6 +60,25 @@ def recipes(task: Task, *, short: bool = False) -> dict[str, Training]:
         curriculum=False,
         until_accuracy=0.9,
     )
+    if isinstance(task, RunningTotal):
+        lengths = (task.lengths[0], LONG[1])
+        models["student_long"] = TrainingOnLengths(
+            start="student",
+            style=SolutionStyle(skill=skill),
+            steps=250,
+            lr=2e-3,
+            curriculum=False,
+            lengths=lengths,
+        )
+        models["teacher_long"] = TrainingOnLengths(
+            start="student_long",
+            style=SolutionStyle(hard_share=0.55, templates="X"),
+            steps=350,
+            lr=2e-3,
+            curriculum=False,
+            until_accuracy=0.85,
+            lengths=lengths,
+        )
     if not short:
         return models
     return {
