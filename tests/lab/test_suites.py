@@ -1,6 +1,7 @@
 """The suites: their verdicts on made-up numbers, and the machinery on models of three steps."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -236,6 +237,9 @@ def test_what_is_done_is_not_done_again_and_the_page_has_each_suite(whole, capsy
     assert page.count("Verdict: cannot be told") == len(SUITES)
     assert ">transformers<" in page
     assert '"title":"continuation: cannot be told"' in page
+    assert "seconds of one processor" in page
+    assert "Shared mass by place" in page
+    assert "`" not in " ".join(re.findall(r"<p[^>]*>[^<]*", page))
 
 
 class _Killed(Exception):
@@ -358,6 +362,8 @@ def test_the_other_task_runs_too(tmp_path):
     found = lab_suites(["continuation"], task="mod", seeds=1, short=True, output=tmp_path)
     assert found.folder.name == "mod-short"
     assert set(found.suites[0].shown) == set(SUITES["continuation"].shown)
+    with pytest.raises(UsageError, match="not made for task 'mod'"):
+        lab_suites(["length"], task="mod", output=tmp_path)
 
 
 def test_suites_and_tasks_that_do_not_exist_are_refused(tmp_path, capsys):

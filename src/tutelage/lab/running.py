@@ -1,7 +1,7 @@
 """Run suites: every arm of every seed once, whatever is killed; then the verdicts."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -169,7 +169,7 @@ def lab_suites(
                 first_seed=first_seed,
                 steps=size.steps,
                 suites=judged,
-                others=_done(ledger, places, {n: s for n, s in SUITES.items() if n not in done}),
+                others=_done(ledger, places, _others(done, task)),
                 cpu_s=sum(spent.values()),
             )
             replace_text(home / "lab.json", to_json(result.to_dict()))
@@ -189,6 +189,10 @@ def _size(seeds: int, first_seed: int, steps: int | None, *, short: bool) -> Siz
     if steps < 1:
         raise UsageError(f"steps is {steps}; at least one is needed")
     return replace(FULL, steps=steps)
+
+
+def _others(done: Collection[str], task: str) -> dict[str, Suite]:
+    return {n: suite for n, suite in SUITES.items() if n not in done and task in suite.tasks}
 
 
 def _done(ledger: Ledger, places: Sequence[Place], suites: Mapping[str, Suite]) -> list[Judged]:

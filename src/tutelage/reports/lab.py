@@ -35,6 +35,8 @@ def _suite(
         f"Task {lab.get('task')}, {seeds or 0:.0f} seeds from {first or 0:.0f} on. "
         f"Mirrors {suite.get('mirrors', '')}.",
     ]
+    if seconds := number(suite.get("cpu_s")):
+        lead[1] += f" It took {seconds:,.0f} seconds of one processor."
     if lab.get("short"):
         lead.append("A short run: models of three steps prove that everything runs, nothing else.")
     elif lab.get("judged_size") is False:
