@@ -344,12 +344,12 @@ def test_a_model_is_made_once_and_a_changed_recipe_is_another_model(tmp_path, mo
 
 def test_a_model_that_misses_its_target_leaves_its_seed_out(tmp_path, monkeypatch):
     tiny = Training(size=Size(width=8, layers=1, heads=1), steps=1, until_accuracy=1.0)
-    recipes = kept.recipes
+    recipes = kept.suite_recipes
 
     def hopeless(task, *, short=False):
         return {**recipes(task, short=short), "compatible": tiny}
 
-    monkeypatch.setattr(kept, "recipes", hopeless)
+    monkeypatch.setattr(kept, "suite_recipes", hopeless)
     found = lab_suites(["compatible"], seeds=1, short=True, output=tmp_path)
     monkeypatch.setattr(kept, "train_model", None)  # it is not tried again
     with pytest.raises(UsageError, match=r"compatible, seed 1: .*until_accuracy"):

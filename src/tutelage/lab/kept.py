@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +30,7 @@ LONG = (8, 14)
 """Slots of long problems."""
 
 
-def recipes(task: Task, *, short: bool = False) -> dict[str, Training]:
+def suite_recipes(task: Task, *, short: bool = False) -> dict[str, Training]:
     """How the models of the suites are made, each to a target of its own.
 
     `student` is weak; `compatible` is the student after post-training; `incompatible` writes the
@@ -89,9 +90,16 @@ def recipes(task: Task, *, short: bool = False) -> dict[str, Training]:
 class KeptModels:
     """The models of one task in a folder, each trained when it is first asked for."""
 
-    def __init__(self, folder: Path, task: Task, *, short: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        task: Task,
+        *,
+        short: bool = False,
+        recipes: Mapping[str, Training] | None = None,
+    ) -> None:
         self.folder, self.task = folder, task
-        self.recipes = recipes(task, short=short)
+        self.recipes = suite_recipes(task, short=short) if recipes is None else dict(recipes)
 
     def path(self, name: str, seed: int) -> Path:
         """Where a model is, trained now if nobody has.

@@ -155,7 +155,7 @@ def lab_suites(
             for place in places:
                 found[place.seed] = {}
                 for label, arm in suite.arms.items():
-                    numbers = _once(ledger, label, arm, place, observer)
+                    numbers = once(ledger, label, arm, place, observer)
                     found[place.seed][label] = numbers
                     spent[_unit(arm, place)] = numbers["cpu_s"]
             judged.append(judge_suite(name, suite, found))
@@ -261,10 +261,16 @@ def _unit(arm: Arm, place: Place) -> str:
     return f"{place.seed}/{digest_of(f'{arm!r} {place.size!r} {made_of}')}"
 
 
-def _once(
+def once(
     ledger: Ledger, name: str, arm: Arm, place: Place, observer: Observer
 ) -> Mapping[str, Any]:
-    """The numbers of an arm, from the ledger where it is done."""
+    """The numbers of an arm, from the ledger where it is done.
+
+    `failed` is all there is where a model of it misses its target.
+
+    Raises:
+        Preempted: a signal asked for a stop.
+    """
     unit = _unit(arm, place)
     if unit in ledger:
         return ledger[unit]

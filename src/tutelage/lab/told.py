@@ -1,5 +1,7 @@
 """Verdicts of the lab as text."""
 
+from tutelage.alignment.summary import table
+from tutelage.lab.pairing import Made, key_of
 from tutelage.lab.running import Judged, LabResult
 from tutelage.lab.suites import SUITES
 from tutelage.lab.verdicts import Estimate
@@ -46,3 +48,22 @@ def _number(found: Estimate) -> str:
         return f"{found.mean:+.3f} ({seeds}, no interval)"
     low, high = found.interval
     return f"{found.mean:+.3f} [{low:+.3f}, {high:+.3f}] ({seeds})"
+
+
+def pairs_as_text(found: Made) -> str:
+    """A line a pair, with what the package's own row says of the same pair."""
+    rows = []
+    for row in found.rows:
+        kept = found.kept.get(key_of(row))
+        rows.append(
+            (
+                f"{row['task']} {row['number']}",
+                row["kind"],
+                row["verdict"],
+                f"{row['before']:.3f} -> {row['after']:.3f}",
+                f"{row['teacher']:.3f}",
+                "-" if kept is None else f"{kept['before']:.3f} -> {kept['after']:.3f}",
+            )
+        )
+    header = ("pair", "kind", "verdict", "accuracy", "teacher", "in the package")
+    return f"{table(header, rows)}\n\n{found.folder}"

@@ -1,0 +1,145 @@
+"""Make pairs of the population, and hold them beside those that the predictor learnt from."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tutelage.diagnose.prediction import FEATURES, UNSEEN, features_of, kept_pairs, unseen
+from tutelage.errors import UsageError, did_you_mean
+from tutelage.lab.arms import SHORT, Place
+from tutelage.lab.kept import TASKS, KeptModels
+from tutelage.lab.population import KINDS, POPULATION, group_recipes, pair
+from tutelage.lab.running import once
+from tutelage.paths import usable_path
+from tutelage.runs.directory import environment, full_disk_told, replace_text, to_json
+from tutelage.runs.ledger import Ledger
+from tutelage.runs.lock import locked
+
+Observer = Callable[[dict[str, Any]], None]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """Pairs that were asked for."""
+
+    folder: Path
+    rows: list[Row]
+    """One a pair: task, number, kind, verdict, accuracies `before`, `after` and `teacher`, the
+    gain's interval, and the features."""
+    kept: Mapping[tuple[str, int], Row]
+    """Those the package ships, by task and number."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; `kept` beside every row that the package ships too."""
+        return {
+            "pairs": [
+                {**row, **({"kept": kept} if (kept := self.kept.get(key_of(row))) else {})}
+                for row in self.rows
+            ]
+        }
+
+
+def key_of(row: Mapping[str, Any]) -> tuple[str, int]:
+    """Task and number."""
+    return str(row["task"]), int(row["number"])
+
+
+def lab_population(
+    numbers: Sequence[int] = (),
+    *,
+    tasks: Sequence[str] = tuple(TASKS),
+    count: int = 60,
+    short: bool = False,
+    output: str | Path = "runs/population",
+    observer: Observer = lambda record: None,
+) -> Made:
+    """The verb `lab population`: check and train generated pairs; what is done is not done again.
+
+    Args:
+        numbers: of the pairs, from 0 on (`lab/population.py` tells what they are); none takes the
+            first `count`.
+        tasks: names of the tasks whose pairs are made.
+        count: how many pairs a task, where no numbers are given.
+        short: models and runs of a few steps, to see that everything runs.
+        output: folder of models, ledgers and `population.parquet`.
+        observer: hears of every pair.
+
+    Raises:
+        UsageError: a number below 0, a task there is not, or another process in the folder.
+        Preempted: a signal asked for a stop; the same command goes on.
+    """
+    for task in tasks:
+        if task not in TASKS:
+            raise UsageError(f"there is no task {task!r}. {did_you_mean(task, TASKS)}")
+    if min(numbers, default=0) < 0 or count < 1:
+        raise UsageError("pairs are numbered from 0 on, and at least one is needed")
+    wanted = list(dict.fromkeys(numbers)) or list(range(count))
+    folder = usable_path(output, "folder of the population")
+    rows: list[Row] = []
+    with full_disk_told(folder), locked(folder / "at-work"):
+        replace_text(folder / "environment.json", to_json(environment()))
+        for task in tasks:
+            rows += _pairs(folder / (f"{task}-short" if short else task), task, wanted, short, observer)
+        if not short:
+            write_pairs(folder / "population.parquet", rows)
+    return Made(
+        folder=folder,
+        rows=rows,
+        kept={} if short else {key_of(row): row for row in kept_pairs()},
+    )
+
+
+def _pairs(
+    home: Path, task: str, numbers: Sequence[int], short: bool, observer: Observer
+) -> list[Row]:
+    (home / "models").mkdir(parents=True, exist_ok=True)
+    ledger = Ledger(home / "pairs.jsonl")
+    rows = []
+    for number in numbers:
+        group = number // len(KINDS)
+        recipes = group_recipes(group, TASKS[task], short=short)
+        arm, seed = pair(number, TASKS[task])
+        place = Place(
+            models=KeptModels(home / "models", TASKS[task], recipes=recipes),
+            seed=seed,
+            size=SHORT if short else POPULATION,
+            folder=home / f"group-{group}",
+        )
+        found = once(ledger, f"{task} {number}, {arm.kind}", arm, place, observer)
+        rows.append(_row(task, number, found))
+        observer({"kind": "pair", **rows[-1]})
+    return rows
+
+
+def _row(task: str, number: int, found: Mapping[str, Any]) -> Row:
+    low, high = found["gain"]
+    return {
+        "task": task,
+        "number": number,
+        "kind": found["kind"],
+        "verdict": found["verdict"],
+        "before": found["before"],
+        "after": found["after"],
+        "teacher": found["teacher"],
+        "gain_low": low,
+        "gain_high": high,
+        **features_of(found["look"]),
+    }
+
+
+def write_pairs(path: Path, rows: Sequence[Row]) -> None:
+    """The rows as parquet, with what is foretold of each by pairs of other kinds.
+
+    A feature that was not measured is null, and so is what is foretold of a single kind.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    names = ("task", "number", "kind", "verdict", "before", "after", "teacher")
+    columns = (*names, "gain_low", "gain_high", *FEATURES)
+    table = {name: [row.get(name) for row in rows] for name in columns}
+    if len({row["kind"] for row in rows}) > 1:
+        table |= dict(zip(UNSEEN, map(list, unseen(rows)), strict=True))
+    pq.write_table(pa.table(table), path)  # type: ignore[no-untyped-call]
