@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tutelage.diagnose.explaining import explain
     from tutelage.diagnose.machine import doctor
     from tutelage.evaluation import evaluate_model as eval
+    from tutelage.lab.pairing import lab_population
     from tutelage.lab.running import lab_suites
     from tutelage.planning import plan
     from tutelage.previewing import preview
@@ -35,6 +36,7 @@ _HOMES = {
     "align": "tutelage.alignment.job:align",
     "cold_start": "tutelage.rescue.cold_start:cold_start",
     "controls": "tutelage.rescue.controls:controls",
+    "lab_population": "tutelage.lab.pairing:lab_population",
     "lab_suites": "tutelage.lab.running:lab_suites",
     "load_config": "tutelage.config:load_config",
     "parse_config": "tutelage.config:parse_config",
@@ -64,6 +66,7 @@ __all__ = [
     "doctor",
     "eval",
     "explain",
+    "lab_population",
     "lab_suites",
     "load_config",
     "parse_config",

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -374,3 +375,23 @@ def test_a_tiny_untrained_pair_is_judged_without_a_crash(gpt2_pair, tmp_path):
     )
     assert found.verdict.word != "go"
     assert [s.name for s in found.looks[0].signals] == ["vocabularies_differ"]
+
+
+def test_it_says_what_pairs_of_the_lab_let_expect(several):
+    found, path = several
+    looks = {look.teacher: look for look in found.looks}
+    told = {name: look.prediction for name, look in looks.items()}
+    assert told["teacher"].gain > 0.3
+    assert told["teacher"].known
+    assert told["incompatible"].gain < 0.5 * told["teacher"].gain
+    assert abs(told["same_data"].gain) < 0.15
+    for prediction in told.values():
+        low, high = prediction.interval
+        assert low <= prediction.gain <= high
+    kept = json.loads(path.read_text())["looks"][0]["prediction"]
+    assert kept == told["teacher"].to_dict()
+    assert "expected of training, by pairs of the lab: accuracy +" in summary(found, ("-c", "x"))
+    unlike = replace(told["teacher"], distance=9.0)
+    first = replace(looks["teacher"], prediction=unlike)
+    other = replace(found, looks=(first, *found.looks[1:]))
+    assert "outside what I know" in summary(other, ("-c", "x"))

@@ -42,7 +42,7 @@ def test_kinds_are_what_their_names_say():
     for task in TASKS.values():
         for group in range(20):
             recipes = group_recipes(group, task)
-            assert recipes["post"].start == recipes["noisy"].start == recipes["gated"].start == "base"
+            assert {recipes[name].start for name in ("post", "noisy", "gated")} == {"base"}
             assert recipes["backward"].style.pattern == "backward"
             assert recipes["fresh"].style.pattern == recipes["base"].style.pattern == "forward"
             assert recipes["larger"].style == recipes["base"].style
@@ -87,5 +87,3 @@ def test_the_command_tells_pairs_and_refuses_what_does_not_exist(tmp_path, capsy
         with pytest.raises(UsageError):
             lab_population(**changed, output=tmp_path / "none")
     assert not (tmp_path / "none").exists()
-
-

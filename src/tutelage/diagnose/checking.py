@@ -15,6 +15,7 @@ from tutelage.diagnose.commands import DEFAULT, next_command
 from tutelage.diagnose.findings import accuracy_difference
 from tutelage.diagnose.looks import Look
 from tutelage.diagnose.measuring import Measurements, Observer, measure_all
+from tutelage.diagnose.prediction import features_of, predict
 from tutelage.diagnose.setting import Setting
 from tutelage.diagnose.static import ask, reworded, room, signals_of, teachers_of, view_in
 from tutelage.diagnose.verdict import Evidence, Verdict, judge_pair
@@ -145,6 +146,7 @@ def check(
     if fits and (len(refused) < len(teachers) or config.align.contexts):
         measured = _measure(config, sets, asked, signals, refused, observer)
     looks += [look for m in measured for look in m.looks]
+    looks = [replace(look, prediction=predict(features_of(look.to_dict()))) for look in looks]
     looks.sort(key=lambda look: (look.teacher, look.prompt_set) != ("teacher", OWN))  # stable
     result = Check(
         config=config,

@@ -11,6 +11,7 @@ from tutelage.alignment.spines import Candidate, read_by
 from tutelage.data.verify import Verify, judge
 from tutelage.diagnose.continuation import Continued, helps_until
 from tutelage.diagnose.findings import agree, grouped
+from tutelage.diagnose.prediction import Prediction
 from tutelage.diagnose.verdict import Evidence, Measured, Verdict
 from tutelage.evaluation import Evaluation
 from tutelage.gradient import Models
@@ -66,6 +67,8 @@ class Look:
     """Pooled gradient alignment of the run's objective."""
     soundness: Mapping[str, float] | None = None
     """What should be 0: the teacher scoring twice, the student scoring itself."""
+    prediction: Prediction | None = None
+    """The gain that pairs of the lab's population let expect."""
     baseline: Mapping[str, Any] | None = None
     """How the teacher differs from its baseline where the student goes."""
 
@@ -84,6 +87,7 @@ class Look:
                 }
                 for s in self.signals
             ],
+            "prediction": self.prediction and self.prediction.to_dict(),
             "capability": self.capability,
             "alignment": self.alignment,
             "agreement": self.agreement,

@@ -1,9 +1,9 @@
-"""What a pair will gain, foretold from what `check` measures by a forest of pairs that were trained.
+"""What a pair will gain, foretold from what `check` measures by a forest of trained pairs.
 
 The pairs are those of `tutelage lab population`: tiny models, 160 steps of 64 rollouts. The forest
 learns which share of its teacher's accuracy a student ends with, since on-policy distillation that
-works ends at the teacher, above or below the student. A pair unlike all of them is outside of what is
-known here, whatever the forest says.
+works ends at the teacher, above or below the student. A pair unlike all of them is outside of what
+is known here, whatever the forest says.
 """
 
 from collections.abc import Mapping, Sequence
@@ -70,7 +70,7 @@ def features_of(look: Mapping[str, Any]) -> dict[str, float]:
         early = [part for part in look.get("rescue", ()) if part["outcome"] == outcome]
         first = min(early, key=lambda part: part["depth"], default=None)
         found[f"rescue_{outcome}"] = None if first is None else first["gain"]
-    return {name: float(value) for name, value in found.items() if value is not None}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _at(look: Mapping[str, Any], place: Sequence[str]) -> float | None:
@@ -79,8 +79,7 @@ def _at(look: Mapping[str, Any], place: Sequence[str]) -> float | None:
         if not isinstance(value, Mapping) or key not in value:
             return None
         value = value[key]
-    return value
-
+    return None if value is None else float(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +139,8 @@ class Predictor:
         trees = np.stack([tree.predict(features) for tree in self._forest.estimators_])
         teacher = np.array([row["teacher_accuracy"] for row in rows])
         student = np.array([row["student_accuracy"] for row in rows])
-        return trees.mean(axis=0) * teacher - student, trees.std(axis=0) * teacher
+        gains = np.clip(trees.mean(axis=0) * teacher, 0.0, 1.0) - student
+        return gains, trees.std(axis=0) * teacher
 
     def distance(self, features: Row, *, without: str | None = None) -> float:
         """To the nearest pair, over the features that both have; `without` leaves a kind out."""
@@ -243,5 +243,5 @@ def kept_pairs() -> list[dict[str, Any]]:
     """
     import pyarrow.parquet as pq
 
-    rows = pq.read_table(POPULATION).to_pylist()  # type: ignore[no-untyped-call]
+    rows = pq.read_table(POPULATION).to_pylist()
     return [{key: value for key, value in row.items() if value is not None} for row in rows]

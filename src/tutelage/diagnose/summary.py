@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from tutelage.alignment.summary import table
 from tutelage.diagnose.continuation import helps_until
 from tutelage.diagnose.looks import Look
+from tutelage.diagnose.prediction import Prediction
 
 if TYPE_CHECKING:
     from tutelage.diagnose.checking import Check
@@ -24,6 +25,8 @@ def summary(found: "Check", arguments: Sequence[str]) -> str:
     verdict = found.verdict
     lines = [f"verdict: {_WORDS[verdict.word]}"]
     lines += [f"  {'because' if i == 0 else '-'} {r.text}" for i, r in enumerate(verdict.reasons)]
+    if (expected := found.looks[0].prediction) is not None:
+        lines.append(_expected(expected))
     parts = ["\n".join(lines)]
     measured = [look for look in found.looks if look.agreement is not None]
     for name, about in found.student.items():
@@ -100,6 +103,18 @@ def summary(found: "Check", arguments: Sequence[str]) -> str:
     parts += [f"note: {note}" for note in found.notes]
     parts.append(f"next: {found.next_command(arguments)}")
     return "\n\n".join(parts)
+
+
+def _expected(found: Prediction) -> str:
+    """What the lab's pairs let expect, or that none is like this one."""
+    low, high = found.interval
+    gain = f"{found.gain:+.2f} [{low:+.2f}, {high:+.2f}]"
+    if found.known:
+        return f"expected of training, by pairs of the lab: accuracy {gain} (90 %)"
+    return (
+        f"expected of training: outside what I know; the nearest pair of the lab is "
+        f"{found.distance:.2f} away, and errors are known up to {found.limit:.2f}. A guess: {gain}"
+    )
 
 
 def _title(look: Look, with_set: bool) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from tutelage.diagnose.prediction import FEATURES, UNSEEN, features_of, kept_pairs, unseen
 from tutelage.errors import UsageError, did_you_mean
 from tutelage.lab.arms import SHORT, Place
+from tutelage.lab.foretelling import Foretold, judge_predictor
 from tutelage.lab.kept import TASKS, KeptModels
 from tutelage.lab.population import KINDS, POPULATION, group_recipes, pair
 from tutelage.lab.running import once
@@ -30,6 +31,8 @@ class Made:
     gain's interval, and the features."""
     kept: Mapping[tuple[str, int], Row]
     """Those the package ships, by task and number."""
+    foretold: Foretold | None = None
+    """How well pairs of each kind are foretold from the other kinds; None for few kinds."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `kept` beside every row that the package ships too."""
@@ -37,7 +40,8 @@ class Made:
             "pairs": [
                 {**row, **({"kept": kept} if (kept := self.kept.get(key_of(row))) else {})}
                 for row in self.rows
-            ]
+            ],
+            **({"foretold": self.foretold.to_dict()} if self.foretold is not None else {}),
         }
 
 
@@ -81,13 +85,15 @@ def lab_population(
     with full_disk_told(folder), locked(folder / "at-work"):
         replace_text(folder / "environment.json", to_json(environment()))
         for task in tasks:
-            rows += _pairs(folder / (f"{task}-short" if short else task), task, wanted, short, observer)
+            home = folder / (f"{task}-short" if short else task)
+            rows += _pairs(home, task, wanted, short, observer)
         if not short:
             write_pairs(folder / "population.parquet", rows)
     return Made(
         folder=folder,
         rows=rows,
         kept={} if short else {key_of(row): row for row in kept_pairs()},
+        foretold=None if short or numbers else judge_predictor(rows),
     )
 
 
@@ -142,4 +148,4 @@ def write_pairs(path: Path, rows: Sequence[Row]) -> None:
     table = {name: [row.get(name) for row in rows] for name in columns}
     if len({row["kind"] for row in rows}) > 1:
         table |= dict(zip(UNSEEN, map(list, unseen(rows)), strict=True))
-    pq.write_table(pa.table(table), path)  # type: ignore[no-untyped-call]
+    pq.write_table(pa.table(table), path)

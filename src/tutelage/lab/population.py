@@ -1,8 +1,8 @@
 """A generated population of pairs: each is checked, then trained as it is.
 
 Pairs are numbered. Ten of them, one of each kind, share a group's models: number `n` is kind
-`n % 10` of group `n // 10`. What a group's models are trained on is drawn from the task and the group
-alone, so any pair can be made again without the others.
+`n % 10` of group `n // 10`. What a group's models are trained on is drawn from the task and the
+group alone, so any pair can be made again without the others.
 """
 
 import shutil
@@ -46,7 +46,9 @@ KINDS: dict[str, Kind] = {
     "unrelated": Kind(
         says="able in the student's pattern, trained apart", student="base", teacher="fresh"
     ),
-    "noisy": Kind(says="the student with fewer errors, or about as many", student="base", teacher="noisy"),
+    "noisy": Kind(
+        says="the student with fewer errors, or about as many", student="base", teacher="noisy"
+    ),
     "reverse": Kind(says="the student's own past", student="post", teacher="base"),
     "gated": Kind(says="able under one template", student="base", teacher="gated"),
     "both_patterns": Kind(says="writes both patterns", student="base", teacher="both"),
@@ -67,10 +69,10 @@ class Pair(Distil):
     """A name of `KINDS`."""
 
     def run(self, place: Place) -> Numbers:
-        """`look`: what `check` measured; `before`, `after`, `teacher`: accuracies; `gain`: interval.
+        """`look`, `verdict` of `check`; accuracies `before`, `after`, `teacher`; `gain`: its 95 %.
 
-        Accuracies are of one sample a held-out problem at temperature 1; the interval of the gain is
-        paired by problem.
+        Accuracies are of one sample a held-out problem at temperature 1; the interval of the gain
+        is paired by problem.
         """
         config = self.config(place)
         found = check(config).looks[0]
@@ -145,9 +147,7 @@ def group_recipes(group: int, task: Task, *, short: bool = False) -> dict[str, T
             style=SolutionStyle(pattern="backward", skill=float(rng.choice([1.0, 1.0, 0.8]))),
         ),
         "dialled": later("base", SolutionStyle(skill=skill, other_pattern_share=share), 250),
-        "larger": Training(
-            style=weak, size=Size(width=96, heads=3), steps=1000 if mod else 700
-        ),
+        "larger": Training(style=weak, size=Size(width=96, heads=3), steps=1000 if mod else 700),
         "fresh": replace(fresh, style=SolutionStyle(skill=float(rng.choice([1.0, 1.0, 0.9])))),
         "noisy": later("base", SolutionStyle(skill=float(rng.uniform(0.5, 0.9))), 200),
         "gated": later(

@@ -1,6 +1,7 @@
 """Verdicts of the lab as text."""
 
 from tutelage.alignment.summary import table
+from tutelage.lab.foretelling import foretold_as_text
 from tutelage.lab.pairing import Made, key_of
 from tutelage.lab.running import Judged, LabResult
 from tutelage.lab.suites import SUITES
@@ -66,4 +67,7 @@ def pairs_as_text(found: Made) -> str:
             )
         )
     header = ("pair", "kind", "verdict", "accuracy", "teacher", "in the package")
-    return f"{table(header, rows)}\n\n{found.folder}"
+    parts = [table(header, rows), str(found.folder)]
+    if found.foretold is not None:
+        parts.insert(1, foretold_as_text(found.foretold))
+    return "\n\n".join(parts)
