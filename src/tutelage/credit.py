@@ -35,6 +35,15 @@ class Credit:
     baseline: Tensor | None
     """The other tokens' mean reward, for `sampled` with that baseline."""
 
+    def of(self, tokens: slice) -> "Credit":
+        """The factors of some of the tokens."""
+        return Credit(
+            teacher=self.teacher[tokens],
+            logprob=None if self.logprob is None else self.logprob[tokens],
+            brake=None if self.brake is None else self.brake[tokens],
+            baseline=None if self.baseline is None else self.baseline[tokens],
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTokens:

@@ -4,6 +4,7 @@ TutelageError
 ├── UsageError        2   config, flags, paths, pairs that cannot be combined
 ├── DataError         4   something inside a prompts or answers file
 ├── MachineError      5   versions, disk, memory, an extra that is not installed
+│   └── RankLost      5   another process of the run, or its host, is gone
 ├── ServerError       6   a server
 ├── GuardStop         7   a guard stopped the run
 ├── CheckpointError   8   nothing valid to resume from
@@ -22,6 +23,10 @@ class TutelageError(Exception):
     """Base of every error whose message is meant for the user."""
 
     exit_code = 1
+    agreed = False
+    """Raised alike on every rank of a run, so that one of them tells it."""
+    told = False
+    """Another rank of the run has told it."""
 
 
 class UsageError(TutelageError, ValueError):
@@ -42,6 +47,10 @@ class MachineError(TutelageError, RuntimeError):
     exit_code = 5
 
 
+class RankLost(MachineError):
+    """Another process of the run is gone, or cannot be reached."""
+
+
 class ServerError(TutelageError, RuntimeError):
     """A server failed or refused."""
 
@@ -52,6 +61,7 @@ class GuardStop(TutelageError, RuntimeError):
     """A guard stopped the run before it did harm."""
 
     exit_code = 7
+    agreed = True
 
 
 class CheckpointError(TutelageError, RuntimeError):
@@ -64,12 +74,20 @@ class Preempted(TutelageError, RuntimeError):
     """A signal stopped the run after its state was saved."""
 
     exit_code = 75
+    agreed = True
 
 
 class Interrupted(Preempted):
     """Ctrl-C stopped the run after its state was saved."""
 
     exit_code = 130
+
+
+class Stop(BaseException):
+    """Ends abandoned work; not an Exception, so that no library takes it for a failure.
+
+    Its argument is the signal that asked.
+    """
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

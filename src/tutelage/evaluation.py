@@ -55,6 +55,13 @@ class Evaluation:
     was_judged: bool = True
     """Whether there was a verifier; without one nothing is unknown, it is not asked."""
 
+    @classmethod
+    def of(cls, rollouts: Sequence[Rollout], samples: int, *, was_judged: bool) -> "Evaluation":
+        """That of rollouts which are `samples` of each question, question by question."""
+        starts = range(0, len(rollouts), samples)
+        questions = tuple(Question(tuple(rollouts[i : i + samples])) for i in starts)
+        return cls(questions, was_judged=was_judged)
+
     @property
     def rollouts(self) -> list[Rollout]:
         """Every rollout, question by question."""
@@ -116,10 +123,7 @@ def evaluate(
     rollouts = sampler.sample(prompts, params, group_size=samples, seed=seed, step=step)
     if verify is not None:
         rollouts = judge(rollouts, verify)
-    return Evaluation(
-        tuple(Question(tuple(rollouts[i : i + samples])) for i in range(0, len(rollouts), samples)),
-        was_judged=verify is not None,
-    )
+    return Evaluation.of(rollouts, samples, was_judged=verify is not None)
 
 
 def evaluate_model(

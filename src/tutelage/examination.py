@@ -20,6 +20,8 @@ from tutelage.metrics import (
     summarise_tokens,
 )
 from tutelage.models.base import Sampler
+from tutelage.ranks import ALONE, Ranks
+from tutelage.ranks.sharing import gather_rollouts, whole
 from tutelage.runs.directory import finite
 from tutelage.session import Session
 from tutelage.token_records import LikelyTokens, held_out_weights, listed_tokens, token_scores
@@ -60,6 +62,8 @@ class Examiner:
     """Its settings."""
     session: Session
     """Its models and questions."""
+    ranks: Ranks = ALONE
+    """Who each ask their share of them."""
 
     def ask(
         self, model: Sampler, prompts: Sequence[RenderedPrompt], samples: int = 1
@@ -71,15 +75,25 @@ class Examiner:
             temperature=settings.temperature,
             top_p=settings.top_p,
         )
-        return evaluate(
-            model,
-            prompts,
-            self.session.verify,
-            params,
-            samples=samples,
-            seed=self.config.run.seed,
-            step=EVALUATION_STEP,
-        )
+        own, fault = Evaluation(()), ""
+        with whole(self.session.models.student, self.ranks):
+            try:
+                own = evaluate(
+                    model,
+                    self.ranks.deal(prompts),
+                    self.session.verify,
+                    params,
+                    samples=samples,
+                    seed=self.config.run.seed,
+                    step=EVALUATION_STEP,
+                )
+            except ServerError as error:
+                fault = str(error)
+        if faults := [told for told in self.ranks.gather_json(fault) if told]:
+            raise ServerError(faults[0])
+        known = {prompt.prompt.id: prompt.prompt for prompt in prompts}
+        rollouts = gather_rollouts(self.ranks, own.rollouts, samples, known)
+        return Evaluation.of(rollouts, samples, was_judged=self.session.verify is not None)
 
     def ask_teacher(self) -> Record:
         """What the teacher itself answers to some held-out questions, as it reads them here.
@@ -144,8 +158,11 @@ def examine(
     weights = held_out_weights(config.objective, result.rollouts, table, rows)
     columns = table if weights is None else {**table, "weight": weights}
     tokenizer = models.student.tokenizer
+    ranks = examiner.ranks
+    mine = {str(i): likely.of(i) for i in places if i in ranks.deal(range(len(seen)))}
+    lists = {name: lists for part in ranks.gather_json(mine) for name, lists in part.items()}
     tokens = [
-        token_scores(result.rollouts[i], tokenizer, columns, rows == i, likely.of(i))
+        token_scores(result.rollouts[i], tokenizer, columns, rows == i, lists[str(i)])
         for i in places
     ]
     return Examination(evaluation=result, record=record, tokens=tokens, events=events)

@@ -3,7 +3,8 @@
 What must be known of the whole step (weights, returns) is gathered first, in a
 sweep without gradient, where the objective asks for it. Then every micro-batch
 runs one forward pass of each model, one chunked sweep over the vocabulary and one
-backward pass.
+backward pass. Of several ranks each takes its share of the rollouts; every one knows
+the whole step's tokens before its gradient and after it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -39,6 +40,7 @@ from tutelage.ops.logprobs import log_softmax_
 from tutelage.ops.projection import chunk_rows, chunks, sweep
 from tutelage.ops.support import top_k_ids
 from tutelage.ops.weights import teachability
+from tutelage.ranks import ALONE, Ranks
 from tutelage.timings import Timings
 from tutelage.types import Batch, Rollout, TokenScores
 
@@ -99,17 +101,26 @@ def accumulate(
     teacher_share: float = 1.0,
     fixed_advantage: float | None = None,
     timings: Timings | None = None,
+    ranks: Ranks = ALONE,
 ) -> StepGradient:
     """Add the gradient of a step's loss to the student's parameters.
 
-    One micro-batch of all rollouts and many small ones give the same gradient.
+    One micro-batch of all rollouts and many small ones give the same gradient. Of several ranks
+    each adds that of its share; their sum is the step's.
     """
     timings = timings or Timings()
-    parts = _micro_batches(rollouts, micro_batch_size)
-    rows = torch.cat([part.places[part.batch.rows] for part in parts])
-    positions = torch.cat([part.batch.positions for part in parts])
+    parts = _micro_batches(rollouts, micro_batch_size, ranks)
+    own = {
+        "rows": torch.cat([part.places[part.batch.rows] for part in parts]),
+        "positions": torch.cat([part.batch.positions for part in parts]),
+    }
     with timings("signals"):
-        signals = _signals(models, objective, parts)
+        own |= _signals(models, objective, parts)
+    with timings("exchange"):
+        everyone = ranks.gather_tensors(own)
+    signals = concatenate(everyone)
+    rows, positions = signals.pop("rows"), signals.pop("positions")
+    begin = sum(len(tokens["rows"]) for tokens in everyone[: ranks.rank])
     credit = assign_credit(
         objective,
         aggregation,
@@ -122,7 +133,7 @@ def accumulate(
         ),
         teacher_share,
         fixed_advantage,
-    )
+    ).of(slice(begin, begin + len(own["rows"])))
     total, tables = 0.0, list[TokenTable]()
     for part in parts:
         with timings("score"), torch.no_grad():
@@ -132,14 +143,19 @@ def accumulate(
             loss.backward()
         total += loss.item()
         tables.append(concatenate(states.tables))
-    padded = sum(part.batch.attention_mask.numel() for part in parts)
+    processed = sum(part.batch.attention_mask.numel() for part in parts)
     used = sum(int(part.batch.attention_mask.sum()) for part in parts)
+    sums = torch.tensor([total, processed, used], dtype=torch.float64)
+    with timings("exchange"):
+        everyone = ranks.gather_tensors({**concatenate(tables), "sums": sums})
+    sums = torch.stack([tokens.pop("sums") for tokens in everyone]).sum(0)
+    total, processed, used = sums.tolist()
     return StepGradient(
         loss=total,
-        table=concatenate(tables),
+        table=concatenate(everyone),
         rows=rows,
         positions=positions,
-        padding=1 - used / padded,
+        padding=1 - used / processed,
     )
 
 
@@ -191,6 +207,8 @@ def measure(
     An `objective` on a support adds what that support holds of the teacher's distribution.
     `look` is shown all states, chunk by chunk: whose they are [n], log p [n, V], and log q.
     """
+    if not rollouts:  # of a rank that was dealt none
+        return {}, torch.zeros(0, dtype=torch.long)
     tables, rows = list[TokenTable](), list[Tensor]()
     for start in range(0, len(rollouts), micro_batch_size):
         batch, teacher_batch = _both_sides(rollouts[start : start + micro_batch_size])
@@ -213,11 +231,11 @@ def measure(
 
 
 @torch.no_grad()
-def move_of_policy(student: LocalModel, rollouts: Sequence[Rollout], before: Tensor) -> float:
-    """KL(before || now) of the student in nats a token, k3 at the tokens of these rollouts.
+def move_of_policy(student: LocalModel, rollouts: Sequence[Rollout], before: Tensor) -> Tensor:
+    """KL(before || now) of the student in nats, k3 at each token of these rollouts; float64 [N].
 
-    `before` holds the tokens' log-probabilities [N] when they were last scored. The estimate is
-    exact on average where the student of that time drew them.
+    `before` holds the tokens' log-probabilities [N] when they were last scored. The mean over
+    tokens is exact on average where the student of that time drew them.
     """
     batch = collate(rollouts)
     hidden = student.hidden(batch)
@@ -228,7 +246,7 @@ def move_of_policy(student: LocalModel, rollouts: Sequence[Rollout], before: Ten
         for rows in chunks(len(hidden), chunk_rows(student.vocabulary))
     ]
     change = torch.cat(now).cpu().double() - before.double()
-    return float((change.expm1() - change).mean())
+    return change.expm1() - change
 
 
 class _States:
@@ -368,9 +386,12 @@ def _statistics(
     return {key: value.cpu() for key, value in table.items()}
 
 
-def _micro_batches(rollouts: Sequence[Rollout], size: int) -> list[_MicroBatch]:
-    # Neighbours in length share a micro-batch, so little of it is padding.
-    order = sorted(range(len(rollouts)), key=lambda i: _length(rollouts[i]))
+def _micro_batches(
+    rollouts: Sequence[Rollout], size: int, ranks: Ranks = ALONE
+) -> list[_MicroBatch]:
+    # Neighbours in length share a micro-batch, so little of it is padding; and they are dealt to
+    # different ranks, so all have about as much to do.
+    order = ranks.deal(sorted(range(len(rollouts)), key=lambda i: _length(rollouts[i])))
     parts: list[_MicroBatch] = []
     offset = 0
     for start in range(0, len(order), size):

@@ -6,6 +6,7 @@ import torch
 
 from tutelage.config import OptimizerConfig
 from tutelage.models.local import LocalModel
+from tutelage.models.sharded import whole_tensor
 
 
 def make_optimizer(student: LocalModel, settings: OptimizerConfig) -> torch.optim.Optimizer:
@@ -33,7 +34,8 @@ def take_step(
     """
     for group in optimizer.param_groups:
         group["lr"] = lr
-    norm = torch.nn.utils.clip_grad_norm_(student.model.parameters(), grad_clip).item()
+    clipped = torch.nn.utils.clip_grad_norm_(student.model.parameters(), grad_clip)
+    norm = whole_tensor(clipped).item()
     applied = usable and math.isfinite(norm) and math.isfinite(loss)
     if applied:
         optimizer.step()

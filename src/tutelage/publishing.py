@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from tutelage.runs.checkpoints import MANIFEST
 from tutelage.runs.directory import open_run
 
 STUDENT = "student"
-_OF_THE_RUN = {MANIFEST, "state.json", "optimizer.safetensors", AVERAGE}
+_OF_THE_RUN = (MANIFEST, "state.json", "optimizer*.safetensors", AVERAGE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ def write_student(folder: Path, checkpoint: Path, student: StudentConfig, card: 
         load_model(settings, "student").save(temporary)
     else:
         for file in checkpoint.iterdir():
-            if file.name not in _OF_THE_RUN:
+            if not any(fnmatch(file.name, pattern) for pattern in _OF_THE_RUN):
                 _link(file, temporary / file.name)
     (temporary / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)

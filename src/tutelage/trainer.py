@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -14,6 +15,7 @@ from torch import Tensor
 from tutelage import signals
 from tutelage.alignment.guidance import Guidance
 from tutelage.config import (
+    FSDP2,
     AnnealSchedule,
     Config,
     FixedAdvantage,
@@ -27,7 +29,7 @@ from tutelage.config import (
 )
 from tutelage.credit import gate_weights, pass_rate_weights
 from tutelage.data.verify import judge
-from tutelage.errors import GuardStop, ServerError
+from tutelage.errors import GuardStop, ServerError, Stop
 from tutelage.evaluation import teacher_pass_rates, write_questions
 from tutelage.examination import Examiner, examine
 from tutelage.gradient import Models, StepGradient, accumulate, measure, move_of_policy
@@ -40,16 +42,27 @@ from tutelage.metrics import (
     summarise_tokens,
 )
 from tutelage.models.average import FILE as AVERAGE
-from tutelage.models.checkpoints import keep_pinned, pin_models
-from tutelage.models.memory import halve_until_it_fits
+from tutelage.models.checkpoints import keep_pinned
+from tutelage.models.memory import halve_until_it_fits, whole_or_told
 from tutelage.models.mixture import draw_rollouts
 from tutelage.models.served.student import ServedStudent
+from tutelage.models.sharded import is_sharded, own_parts, shard
 from tutelage.optimizing import learning_rate, make_optimizer, take_step
 from tutelage.publishing import STUDENT, Finished, model_card, write_student
+from tutelage.ranks import ALONE, Ranks
+from tutelage.ranks.beginning import (
+    newest_of_all,
+    pin_together,
+    require_same_parts,
+    require_shared,
+    seen_run,
+)
+from tutelage.ranks.saving import save_sharded
+from tutelage.ranks.sharing import gather_rollouts, whole, whole_table
+from tutelage.ranks.stopping import abandoning, hear, told_full_memory
 from tutelage.runs.checkpoints import (
     Checkpoint,
     making_room,
-    newest_checkpoint,
     prune,
     restore_optimizer,
     save_checkpoint,
@@ -68,7 +81,7 @@ from tutelage.runs.directory import (
     reserve_run,
     to_json,
 )
-from tutelage.runs.interrupts import Interrupts, Stop
+from tutelage.runs.interrupts import Interrupts
 from tutelage.runs.records import metric_records
 from tutelage.runs.rollouts import rollout_from_json, rollout_to_json
 from tutelage.session import Session, prepare
@@ -77,7 +90,7 @@ from tutelage.signals.ranking import warnings
 from tutelage.signals.standing import Standing
 from tutelage.timings import Timings, performance
 from tutelage.token_records import LikelyTokens, keep_not_applied
-from tutelage.types import RenderedPrompt, Rollout
+from tutelage.types import RenderedPrompt, Rollout, TokenScores
 
 Observer = Callable[[Record], None]
 T = TypeVar("T")
@@ -95,10 +108,14 @@ class Trainer:
         session: Session,
         observer: Observer,
         interrupts: Interrupts | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.config, self.run, self.observer = config, run, observer
         self.interrupts = interrupts or Interrupts()
+        self.ranks = ranks
         self.models, self.session = session.models, session
+        if isinstance(config.distributed, FSDP2):
+            shard(self.models.student)
         self.optimizer = make_optimizer(self.models.student, config.optimizer)
         self.overlap_k = overlap_k(config.run.metrics_k, self.models.student.vocabulary)
         judged: Literal["accuracy", "reverse_kl"] = (
@@ -115,7 +132,7 @@ class Trainer:
         self.warned: set[str] = set()
         self.pending: list[list[Rollout]] = []
         self.guidance = Guidance(config, session)
-        self.examiner = Examiner(config, session)
+        self.examiner = Examiner(config, session, ranks)
         self.saved: int | None = None
         self.told_full = False
 
@@ -126,6 +143,7 @@ class Trainer:
         observer: Observer,
         overwrite: bool = False,
         interrupts: Interrupts | None = None,
+        ranks: Ranks = ALONE,
     ) -> "Trainer":
         """A new run; its directory is filled only once everything fits together.
 
@@ -133,16 +151,23 @@ class Trainer:
             Preempted: a signal came first; the settings are kept, for --resume to begin with.
         """
         interrupts = interrupts or Interrupts()
-        run = reserve_run(config.run.dir, overwrite=overwrite)
+        run = reserve_run(config.run.dir, overwrite=overwrite) if ranks.first else seen_run(config)
+
+        def create() -> None:
+            if ranks.first:
+                create_run(run.path, overwrite=overwrite)
+
         try:
-            with interrupts.abandoning():
-                config = pin_models(config)
-                trainer = cls(config, run, prepare(config), observer, interrupts)
+            with abandoning(ranks, interrupts):
+                config = pin_together(config, ranks)
+                session = prepare(config)
+                require_same_parts(ranks, session.digests(), session.models.student)
+                trainer = cls(config, run, session, observer, interrupts, ranks)
         except Stop:
-            create_run(run.path, overwrite=overwrite)
-            replace_text(run.path / "config.yaml", dump_config(config))
+            create()
+            run.write_text("config.yaml", dump_config(config))
             interrupts.heed(f" before the first step; {go_on(run)}")
-        create_run(run.path, overwrite=overwrite)
+        create()
         trainer.begin()
         return trainer
 
@@ -153,6 +178,7 @@ class Trainer:
         observer: Observer,
         allowed: Sequence[str] = (),
         interrupts: Interrupts | None = None,
+        ranks: Ranks = ALONE,
     ) -> "Trainer":
         """The run in `run.dir`, as its newest valid checkpoint left it, or from its first step.
 
@@ -162,21 +188,22 @@ class Trainer:
             Preempted: a signal came first.
         """
         interrupts = interrupts or Interrupts()
-        run = open_run(config.run.dir)
+        run = open_run(config.run.dir) if ranks.first else seen_run(config)
         saved = load_config(run.path / "config.yaml")
         config = keep_pinned(config, saved)
         changes = changes_on_resume(saved, config, allowed)
-        checkpoint, skipped = newest_checkpoint(run.checkpoints)
+        checkpoint, skipped = newest_of_all(ranks, run.checkpoints)
         try:
-            with interrupts.abandoning():
+            with abandoning(ranks, interrupts):
                 if checkpoint is None:
-                    config = pin_models(config)
+                    config = pin_together(config, ranks)
                 session = prepare(config, None if checkpoint is None else str(checkpoint.path))
                 if checkpoint is not None:
                     session.require_same_prompts(run.path / "data.json", config)
                     if not any(change.startswith("teacher.") for change in changes):
                         session.require_same_teacher(run.path / "servers.json")
-                trainer = cls(config, run, session, observer, interrupts)
+                require_same_parts(ranks, session.digests(), session.models.student)
+                trainer = cls(config, run, session, observer, interrupts, ranks)
         except Stop:
             interrupts.heed(f" while models were loaded; {go_on(run)}")
         faults = [f"{name}: {fault}" for name, fault in skipped.items()]
@@ -201,8 +228,9 @@ class Trainer:
     def begin(self) -> None:
         """Write down what a run begins with; records of an earlier beginning go."""
         self.write_settings()
-        replace_text(self.run.path / "environment.json", to_json(environment()))
-        replace_text(self.run.path / "data.json", to_json(self.session.digests()))
+        self.run.write_json("environment.json", environment())
+        self.run.write_json("data.json", self.session.digests())
+        require_shared(self.ranks, self.run.path / "config.yaml")
         self.run.cut_torn_lines()
         self.run.truncate_after(-1)
         for note in self.session.notes:
@@ -211,14 +239,18 @@ class Trainer:
 
     def write_settings(self) -> None:
         """The settings the run goes on with, and what its servers said of themselves."""
-        replace_text(self.run.path / "config.yaml", dump_config(self.config))
+        self.run.write_text("config.yaml", dump_config(self.config))
         if self.session.servers:
-            replace_text(self.run.path / "servers.json", to_json(self.session.servers_record()))
+            self.run.write_json("servers.json", self.session.servers_record())
 
     def tell_notes(self) -> None:
         """Show what was noticed when models and prompts were put together."""
         for note in self.session.notes:
             self.observer({**note, "kind": "note"})
+
+    def abandoning(self, *, at_once: bool = True) -> AbstractContextManager[None]:
+        """Work that may be thrown away, on all ranks."""
+        return abandoning(self.ranks, self.interrupts, at_once=at_once)
 
     # --- the stages of a step ----------------------------------------------------------------
 
@@ -227,9 +259,8 @@ class Trainer:
         self.timings = Timings()
         last = self.step + self.config.rollout.delay_steps
         for step in range(self.step + len(self.pending), last + 1):
-            with self.interrupts.abandoning():
-                rollouts = self.judge(self.sample(self.prompts_of(step), step))
-            self.pending.append(rollouts)
+            with self.abandoning():
+                self.pending.append(self.sample(self.prompts_of(step), step))
         return self.pending[0]
 
     def prompts_of(self, step: int) -> list[RenderedPrompt]:
@@ -242,31 +273,33 @@ class Trainer:
         return [prompts[i] for i in order[place * count : (place + 1) * count]]
 
     def sample(self, prompts: Sequence[RenderedPrompt], step: int) -> list[Rollout]:
-        """Rollouts at the current weights; the student draws its share, the teacher the rest."""
-        with self.timings("rollout"):
-            return draw_rollouts(
+        """Judged rollouts at the current weights, by the student or in part by its teacher.
+
+        Each rank draws those of its share of the prompts.
+        """
+        with self.timings("rollout"), whole(self.models.student, self.ranks):
+            rollouts = draw_rollouts(
                 self.session.sampler,
                 self.models.teacher,
-                prompts,
+                self.ranks.deal(prompts),
                 self.config.rollout,
                 seed=self.config.run.seed,
                 step=step,
             )
-
-    def judge(self, rollouts: list[Rollout]) -> list[Rollout]:
-        """The rollouts with their rewards, where answers are verified."""
-        verify = self.session.verify
-        if verify is None:
-            return rollouts
-        with self.timings("verify"):
-            return self.session.show_siblings(judge(rollouts, verify))
+        if (verify := self.session.verify) is not None:
+            with self.timings("verify"):
+                rollouts = judge(rollouts, verify)
+        with self.timings("exchange"):
+            known = {prompt.prompt.id: prompt.prompt for prompt in prompts}
+            rollouts = gather_rollouts(self.ranks, rollouts, self.config.rollout.group_size, known)
+        return rollouts if verify is None else self.session.show_siblings(rollouts)
 
     def update(self, rollouts: Sequence[Rollout]) -> None:
         """One optimizer step on all rollouts, and its record."""
         settings, student = self.config.optimizer, self.models.student
         control, average = self.config.control, self.session.average
         lr = learning_rate(settings, self.step, self.config.run.steps)
-        with self.interrupts.abandoning():
+        with self.abandoning(at_once=not is_sharded(student)):
             weights, share = self.prompt_weights(rollouts), self.teacher_share()
             result = self.in_parts(
                 lambda size: accumulate(
@@ -282,9 +315,13 @@ class Trainer:
                     if isinstance(control, FixedAdvantage)
                     else None,
                     timings=self.timings,
+                    ranks=self.ranks,
                 ),
                 len(rollouts),
             )
+        if not is_sharded(student):  # those of sharded weights are summed as they come
+            with self.timings("exchange"):
+                self.ranks.sum_gradients(student.model.parameters())
         with self.timings("optimizer"):
             norm, applied = take_step(
                 self.optimizer,
@@ -339,18 +376,26 @@ class Trainer:
             "Lower rollout.max_new_tokens, set student.gradient_checkpointing, or train LoRA "
             "(student.lora)"
         )
-        return halve_until_it_fits(work, min(self.micro_batch_size, rollouts), told, advice)
+        student, most = self.models.student, -(-rollouts // self.ranks.size)
+        if is_sharded(student) and not student.gatherings:
+            return whole_or_told(work, min(self.micro_batch_size, most))
+        work = told_full_memory(self.ranks, work)
+        return halve_until_it_fits(work, min(self.micro_batch_size, most), told, advice)
 
     def move(self, rollouts: Sequence[Rollout], result: StepGradient) -> float:
         """How far the step just taken moved the policy, in nats a token."""
+        size = self.ranks.size
         count = max(min(4, len(rollouts)), len(rollouts) // MOVE_EVERY)
-        count = min(count, self.micro_batch_size)
-        chosen = [i * len(rollouts) // count for i in range(count)]
+        # As many on every rank, since each of them runs the same layers.
+        count = -(-min(count, self.micro_batch_size * size) // size) * size
+        chosen = self.ranks.deal([i * len(rollouts) // count for i in range(count)])
         before = [result.table["student_logprob"][result.rows == i] for i in chosen]
         with self.timings("move"):
-            return move_of_policy(
+            moves = move_of_policy(
                 self.models.student, [rollouts[i] for i in chosen], torch.cat(before)
             )
+            everyone = self.ranks.gather_tensors({"moves": moves})
+        return float(torch.cat([tokens["moves"] for tokens in everyone]).mean())
 
     def prompt_weights(self, rollouts: Sequence[Rollout]) -> Tensor | None:
         """Weight of each rollout's prompt; None where all count the same."""
@@ -360,16 +405,18 @@ class Trainer:
             case PassRatePrompt():
                 return pass_rate_weights(rollouts)
             case TeacherGatePrompt(samples=samples, threshold=threshold):
-                with self.timings("teacher_gate"):
-                    rates = teacher_pass_rates(
+                prompts = self.ranks.deal(list(dict.fromkeys(r.prompt.id for r in rollouts)))
+                with self.timings("teacher_gate"), whole(self.models.student, self.ranks):
+                    own = teacher_pass_rates(
                         self.models.teacher,
-                        rollouts,
+                        [r for r in rollouts if r.prompt.id in set(prompts)],
                         self.session.verify,
                         self.config.rollout,
                         samples=samples,
                         seed=self.config.run.seed,
                         step=self.step,
                     )
+                rates = {k: v for part in self.ranks.gather_json(own) for k, v in part.items()}
                 return gate_weights(rollouts, rates, threshold)
 
     def teacher_share(self) -> float:
@@ -458,12 +505,13 @@ class Trainer:
         if self.step in self.evaluations:
             return self.evaluations[self.step]
         started = time.monotonic()
-        with self.interrupts.abandoning():
+        with self.abandoning():
             found = examine(self.examiner, self.models, self.measure, with_teacher=self.step == 0)
         record: Record = {"kind": "eval", "step": self.step, **found.record}
         record["perf/eval_s"] = time.monotonic() - started
         self.evaluations[self.step] = record
-        write_questions(found.evaluation, self.run.path / "eval" / f"step-{self.step}.jsonl")
+        if self.run.writes:
+            write_questions(found.evaluation, self.run.path / "eval" / f"step-{self.step}.jsonl")
         self.run.write_lines(f"rollouts/step-{self.step}.jsonl", found.tokens)
         for event in found.events:
             self.run.log_event(**event)
@@ -475,20 +523,31 @@ class Trainer:
     def measure(
         self, models: Models, rollouts: Sequence[Rollout], likely: LikelyTokens | None = None
     ) -> tuple[TokenTable, Tensor]:
-        """Per-token metrics of rollouts, and which rollout each token is of."""
+        """Per-token metrics of rollouts, and which rollout each token is of.
+
+        Each rank measures its share, and all know the whole.
+        """
+        places = torch.tensor(self.ranks.deal(range(len(rollouts))), dtype=torch.long)
+        own = self.ranks.deal(rollouts)
+
+        def look(rows: Tensor, student: Tensor, teacher: Tensor | TokenScores) -> None:
+            assert likely is not None
+            likely.look(places[rows], student, teacher)
 
         def work(size: int) -> tuple[TokenTable, Tensor]:
             if likely is not None:
                 likely.forget()  # what a larger size saw before memory was full
-            return measure(
+            table, rows = measure(
                 models,
-                rollouts,
+                own,
                 micro_batch_size=size,
                 overlap_k=self.overlap_k,
-                look=None if likely is None else likely.look,
+                look=None if likely is None else look,
             )
+            return whole_table(self.ranks, table, places[rows])
 
-        return self.in_parts(work, len(rollouts))
+        with whole(self.models.student, self.ranks):
+            return self.in_parts(work, len(rollouts))
 
     def keep_best(self, record: Record) -> None:
         """Remember the best evaluation, and save its weights."""
@@ -507,7 +566,7 @@ class Trainer:
         guidance = self.guidance
         if guidance.is_due(self.step):
             started = time.monotonic()
-            with self.interrupts.abandoning():
+            with self.abandoning(), whole(self.models.student, self.ranks):
                 record, found = guidance.ask(self.step)
             signal, done = guidance.decide(record, found)
             record["perf/probe_s"] = time.monotonic() - started
@@ -551,7 +610,8 @@ class Trainer:
         if self.saved == self.step:
             return
         student = self.models.student
-        if not all(bool(p.isfinite().all()) for p in student.model.parameters()):
+        finite_here = all(bool(p.isfinite().all()) for p in own_parts(student))
+        if self.ranks.any(not finite_here):
             raise GuardStop(
                 f"the student's weights are not finite at step {self.step}, so they are not "
                 f"saved. To mend it: lower optimizer.lr. {self.anew()}"
@@ -567,18 +627,25 @@ class Trainer:
 
         def write() -> None:
             self.run.write_waiting()  # a checkpoint without the records before it is none
-            save_checkpoint(root, self.step, student, self.optimizer, state, further)
+            if is_sharded(student):
+                save_sharded(self.ranks, root, self.step, student, self.optimizer, state)
+            else:
+                save_checkpoint(root, self.step, student, self.optimizer, state, further)
 
-        making_room(
-            write,
-            root,
-            keep=self.best_steps(),
-            needed=size_of_checkpoint(student, self.optimizer),
-            otherwise=go_on(self.run),
-        )
+        if self.ranks.first or is_sharded(student):
+            making_room(
+                write,
+                root,
+                keep=self.best_steps(),
+                needed=size_of_checkpoint(student, self.optimizer),
+                otherwise=go_on(self.run),
+                prunes=self.ranks.first,
+            )
+        if self.ranks.first:
+            prune(root, self.config.run.keep, protected=self.best_steps())
+            self.point_to_best()
+        self.ranks.exchange()
         self.saved = self.step
-        prune(root, self.config.run.keep, protected=self.best_steps())
-        self.point_to_best()
 
     def best_steps(self) -> list[int]:
         """Steps of the `run.keep_best` best evaluations after the start, the best first."""
@@ -604,16 +671,16 @@ class Trainer:
             metric=self.standing.metric,
             improved=self.has_best(),
         )
-        return write_student(
-            self.run.path / STUDENT,
-            self.run.checkpoints / f"step-{step}",
-            self.config.student,
-            model_card(finished),
-        )
+        folder = self.run.path / STUDENT
+        if self.ranks.first:
+            kept = self.run.checkpoints / f"step-{step}"
+            write_student(folder, kept, self.config.student, model_card(finished))
+        return folder
 
     def restore(self, checkpoint: Checkpoint, skipped: Mapping[str, str]) -> None:
         """Continue as if the run had never stopped."""
-        set_aside(self.run.checkpoints, skipped)
+        if self.run.writes:
+            set_aside(self.run.checkpoints, skipped)
         self.run.cut_torn_lines()
         self.saved = checkpoint.step
         restore_optimizer(checkpoint, self.optimizer)
@@ -626,13 +693,15 @@ class Trainer:
         prompts = {p.prompt.id: p.prompt for p in self.session.prompts}
         self.pending = [[rollout_from_json(r, prompts) for r in step] for step in state["pending"]]
         self.run.truncate_after(self.step)
+        self.ranks.exchange()  # the others read what the first one has cut
         records = metric_records(self.run.metrics) if self.run.metrics.exists() else []
         self.steps = [record for record in records if record["kind"] == "train"]
         self.evaluations = {r["step"]: r for r in records if r["kind"] == "eval"}
         applied = {r["step"]: bool(r.get("applied", True)) for r in self.steps}
         for step, record in self.evaluations.items():
             self.standing.hear(step, record, applied.get(step, True))
-        self.point_to_best()
+        if self.run.writes:
+            self.point_to_best()
         self.guidance.records = [record for record in records if record["kind"] == "probe"]
         self.models = replace(self.models, teacher=self.guidance.teacher)
 
@@ -642,7 +711,7 @@ class Trainer:
         Raises:
             Preempted: it did.
         """
-        if self.interrupts.requested:
+        if hear(self.ranks, self.interrupts):
             self.optimizer.zero_grad(set_to_none=True)  # of a step that was abandoned
             self.save()
             self.interrupts.heed(f" at step {self.step}, state saved; {go_on(self.run)}")
@@ -708,7 +777,9 @@ class Trainer:
         """Whether the time of this sitting, which takes one step at least, is spent."""
         hours = self.config.run.max_hours
         spent = time.monotonic() - self.started
-        return hours is not None and spent >= 3600 * hours and self.step > self.sitting_began_at
+        if hours is None or self.step == self.sitting_began_at:
+            return False
+        return self.ranks.decide(lambda: spent >= 3600 * hours)
 
 
 def go_on(run: Run) -> str:

@@ -5,16 +5,21 @@ answers, score every sampled token with the teacher, step towards it, record.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from tutelage.config import Config
-from tutelage.errors import ServerError, UsageError
+from tutelage.config.changes import leaves_of
+from tutelage.errors import ServerError, Stop, UsageError
 from tutelage.metrics import Record
+from tutelage.ranks.beginning import require_same_start
+from tutelage.ranks.joining import joined
+from tutelage.ranks.stopping import hear
 from tutelage.runs.directory import full_disk_told, is_empty
-from tutelage.runs.interrupts import Interrupts, Stop
+from tutelage.runs.interrupts import Interrupts
 from tutelage.runs.lock import locked
-from tutelage.runs.presence import present
+from tutelage.runs.presence import last_words, present
 from tutelage.tracking.mirrors import Mirrors, require_trackers
 from tutelage.trainer import Observer, Trainer
 
@@ -68,22 +73,32 @@ def train(
         )
     if allow_change and not resume:
         raise UsageError("--allow-change is for a run that --resume continues; leave it out")
-    with full_disk_told(config.run.dir), locked(config.run.dir), Interrupts() as interrupts:
-        if resume and is_empty(config.run.dir):
+    with (
+        Interrupts() as interrupts,
+        joined(config.distributed, interrupts) as (ranks, watch),
+        full_disk_told(config.run.dir),
+        locked(config.run.dir) if ranks.first else nullcontext(),
+    ):
+        require_same_start(ranks, config, leaves_of(config.model_dump(mode="json")))
+        observer = observer if ranks.first else _unheard
+        if resume and ranks.decide(lambda: is_empty(config.run.dir)):
             observer({"kind": "note", "text": f"nothing to resume in {config.run.dir}: it begins"})
             resume = False
         if not resume:
             require_trackers(config)
         trainer = (
-            Trainer.resume(config, observer, allow_change, interrupts)
+            Trainer.resume(config, observer, allow_change, interrupts, ranks)
             if resume
-            else Trainer.start(config, observer, overwrite, interrupts)
+            else Trainer.start(config, observer, overwrite, interrupts, ranks)
         )
         every = config.evaluation.every
+        watch.last_words = last_words(trainer.run)
         with (
             present(trainer.run, steps=config.run.steps, evaluate_every=every),
             full_disk_told(config.run.dir),
-            Mirrors(config, trainer.run, observer) as trainer.observer,
+            Mirrors(config, trainer.run, observer)
+            if ranks.first
+            else nullcontext(observer) as trainer.observer,
         ):
             try:
                 outcome = run_steps(trainer)
@@ -92,7 +107,8 @@ def train(
                 raise
             student = trainer.write_student()
             trainer.run.log_event("end", outcome=outcome, step=trainer.step)
-        interrupts.heed(f" when all was done; {student} is the finished student")
+        if hear(ranks, interrupts):
+            interrupts.heed(f" when all was done; {student} is the finished student")
     evaluations = list(trainer.evaluations.values())
     return TrainResult(
         run=trainer.run.path,
@@ -104,6 +120,10 @@ def train(
         first=trainer.evaluations.get(0, {}),
         last=evaluations[-1] if evaluations else {},
     )
+
+
+def _unheard(record: Record) -> None:
+    """The first rank shows what happens."""
 
 
 def run_steps(trainer: Trainer) -> str:

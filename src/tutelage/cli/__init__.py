@@ -5,8 +5,8 @@ import sys
 from importlib import import_module
 from io import TextIOWrapper
 
-from tutelage.errors import Preempted, TutelageError, UsageError, did_you_mean
-from tutelage.runs.interrupts import Interrupts, Stop
+from tutelage.errors import Preempted, Stop, TutelageError, UsageError, did_you_mean
+from tutelage.runs.interrupts import Interrupts
 from tutelage.secrets import redact_tracebacks, redacted
 from tutelage.terminal import printable
 
@@ -55,7 +55,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"tutelage: stopped by {interrupts.requested}", file=sys.stderr)
         return Preempted.exit_code
     except TutelageError as error:
-        print(f"tutelage: {printable(redacted(str(error)))}", file=sys.stderr)
+        if not error.told:
+            print(f"tutelage: {printable(redacted(str(error)))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("tutelage: interrupted", file=sys.stderr)

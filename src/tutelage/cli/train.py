@@ -42,9 +42,13 @@ def train(
 
         from tutelage.cli.progress import Display
         from tutelage.paths import usable_path
+        from tutelage.ranks.joining import is_first
         from tutelage.training import train as run_train
 
         folder = usable_path(settings.run.dir, "run.dir")
+        if not is_first():  # of several processes one speaks
+            run_train(settings, resume=resume, overwrite=overwrite, allow_change=allow_change)
+            return
         with Display(
             settings.run.steps,
             name=str(folder),

@@ -28,6 +28,7 @@ from tutelage.config.control import (
     ShuffledTeacher,
     WrongContext,
 )
+from tutelage.config.distributed import DDP, FSDP2, Distributed, SingleProcess
 from tutelage.config.guards import GuardConfig, Warned
 from tutelage.config.models import (
     PLACE,
@@ -125,7 +126,9 @@ from tutelage.config.trackers import TensorBoard, Tracker, Trackio, WandB
 __all__ = [
     "CHANGEABLE_ON_RESUME",
     "CONTEXTS",
+    "DDP",
     "ESTIMATORS_THAT_DO_NOT_DISTIL",
+    "FSDP2",
     "JSD",
     "PLACE",
     "AlignConfig",
@@ -145,6 +148,7 @@ __all__ = [
     "CurrentTeacher",
     "CurriculumPolicy",
     "DataConfig",
+    "Distributed",
     "Divergence",
     "Drop",
     "EMATeacher",
@@ -196,6 +200,7 @@ __all__ = [
     "ServerConfig",
     "ShiftTarget",
     "ShuffledTeacher",
+    "SingleProcess",
     "Skew",
     "StopPolicy",
     "StudentConfig",

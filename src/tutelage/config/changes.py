@@ -7,6 +7,7 @@ from tutelage.config.run import Config
 from tutelage.errors import UsageError, did_you_mean
 
 CHANGEABLE_ON_RESUME = {
+    "distributed",
     "run.steps",
     "run.max_hours",
     "run.dir",
@@ -31,7 +32,7 @@ def changes_on_resume(saved: Config, config: Config, allowed: Sequence[str] = ()
         UsageError: another one differs, or `allowed` names none that there is.
     """
     differ = _differences(saved, config)
-    known = _leaves(config.model_dump(mode="json")).keys() | _leaves(saved.model_dump()).keys()
+    known = leaves_of(config.model_dump(mode="json")).keys() | leaves_of(saved.model_dump()).keys()
     for name in allowed:
         if not any(_is_in(key, name) for key in known):
             raise UsageError(f"there is no setting {name!r} to change. {did_you_mean(name, known)}")
@@ -62,23 +63,24 @@ def _is_in(key: str, name: str) -> bool:
 
 
 def _differences(saved: Config, config: Config) -> dict[str, str]:
-    before, now = (_leaves(c.model_dump(mode="json")) for c in (saved, config))
+    before, now = (leaves_of(c.model_dump(mode="json")) for c in (saved, config))
     is_probed = saved.align.probe is not None or config.align.probe is not None
     return {
         key: f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key)
-        and key not in CHANGEABLE_ON_RESUME
+        and not any(_is_in(key, name) for name in CHANGEABLE_ON_RESUME)
         and (is_probed or not key.startswith("align."))
         and not key.startswith(("check.", "cold_start."))
     }
 
 
-def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def leaves_of(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of a tree by their names, such as `optimizer.lr`."""
     leaves: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict) and value:
-            leaves |= _leaves(value, f"{prefix}{key}.")
+            leaves |= leaves_of(value, f"{prefix}{key}.")
         else:
             leaves[prefix + key] = value
     return leaves

@@ -18,6 +18,7 @@ from tutelage.config.base import Section, tagged
 from tutelage.config.check import CheckConfig
 from tutelage.config.cold_start import ColdStartConfig
 from tutelage.config.control import Control, NoControl, WrongContext
+from tutelage.config.distributed import FSDP2, Distributed, SingleProcess
 from tutelage.config.guards import GuardConfig
 from tutelage.config.models import ModelConfig, StudentConfig
 from tutelage.config.objective import (
@@ -28,7 +29,7 @@ from tutelage.config.objective import (
     TopK,
     UniformPrompt,
 )
-from tutelage.config.self_teacher import CONTEXTS, SelfTeacher, Teacher, as_model
+from tutelage.config.self_teacher import CONTEXTS, EMATeacher, SelfTeacher, Teacher, as_model
 from tutelage.config.trackers import Trackers
 
 
@@ -267,6 +268,8 @@ class Config(Section):
     """The teacher's answers and their imitation; read by `rescue cold-start`."""
     control: Control = NoControl()
     """What takes the teacher's place, to tell what a gain came from; `rescue controls` sets it."""
+    distributed: Distributed = SingleProcess()
+    """Several processes that train as one, started by torchrun or another launcher."""
     run: RunConfig = RunConfig()
     """The run itself."""
 
@@ -429,6 +432,28 @@ class Config(Section):
                 "cold_start.right_only keeps what data.verifier finds right, and there is none; "
                 "set one, or leave right_only out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _ranks_can_do_it(self) -> "Config":
+        if isinstance(self.distributed, SingleProcess):
+            return self
+        if self.student.server is not None:
+            raise ValueError(
+                "student.server: its weights are synced by one process, so a run of several ranks "
+                "samples in process, every rank its share; leave student.server out"
+            )
+        if isinstance(self.distributed, FSDP2):
+            if self.student.lora is not None:
+                raise ValueError(
+                    "distributed fsdp2 shards weights that learn, and with student.lora few do; "
+                    "use distributed: ddp, or leave student.lora out"
+                )
+            if isinstance(self.teacher, EMATeacher):
+                raise ValueError(
+                    "distributed fsdp2: a moving average of sharded weights is not kept; use "
+                    "distributed: ddp, or teacher type initial"
+                )
         return self
 
     @property

@@ -74,6 +74,10 @@ class LocalModel:
     """peft's view of the network, where LoRA additions are in it."""
     adapted: bool = True
     """False: the additions are switched off, and this is the model they were added to."""
+    sharded: bool = False
+    """Each rank of the run holds a part of the weights; see `models/sharded.py`."""
+    gatherings: int = 0
+    """Above 0: the parts are gathered at the moment."""
 
     def __post_init__(self) -> None:
         self.vocabulary = self.vocabulary or head_rows(self.model)
@@ -89,13 +93,17 @@ class LocalModel:
     @property
     def head(self) -> Head:
         """How `hidden` becomes logits at this model's temperature."""
-        weight = self.raw_head.weight
+        weight, bias = self.raw_head.weight, self.raw_head.bias
+        if self.sharded and weight is not None:  # the gathered ones, after a forward pass
+            output: Any = self.model.get_output_embeddings()
+            weight, bias = output.weight, getattr(output, "bias", None)
         if weight is not None and self.adapter is not None and self.adapted:
             addition = lora.adapted_weight(self.model.get_output_embeddings())
             weight = weight if addition is None else addition
         return replace(
             self.raw_head,
             weight=weight,
+            bias=bias,
             temperature=self.temperature,
             vocabulary=self.vocabulary,
         )
@@ -110,6 +118,8 @@ class LocalModel:
         with self._as_set():
             if self.raw_head.weight is None:
                 states = self.model(**inputs, use_cache=False).logits
+            elif self.sharded:
+                states = cast(Any, self.model).last_states(**inputs, use_cache=False)
             else:
                 states = self.model.base_model(**inputs, use_cache=False).last_hidden_state
         picked = states[batch.loss_mask.to(self.device)]

@@ -38,6 +38,27 @@ def halve_until_it_fits(
         told(size, reason)
 
 
+def whole_or_told(work: Callable[[int], Result], size: int) -> Result:
+    """`work(size)` of sharded weights, which cannot be taken again in smaller parts.
+
+    The other ranks wait in the middle of it, for a layer.
+
+    Raises:
+        MachineError: memory does not hold it.
+    """
+    try:
+        return work(size)
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        reason = str(error).strip().split("\n")[0][:200]
+    raise MachineError(
+        f"memory does not hold {size} rollouts ({reason}). Under distributed fsdp2 a step is not "
+        "taken again in smaller parts: lower optimizer.micro_batch_size, which --resume takes with "
+        "--allow-change optimizer.micro_batch_size, or set student.gradient_checkpointing"
+    )
+
+
 def out_of_memory(error: Exception) -> bool:
     """Whether an error says that memory, of a device or of the machine, is exhausted."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):

@@ -1,10 +1,10 @@
 """The whole state of a run in safetensors and JSON, with a manifest written last.
 
-`step-N/` holds the student as transformers saves it, or its LoRA adapter as peft
-does, `optimizer.safetensors`,
-`state.json` and `MANIFEST.json`. The directory is filled under a temporary name
-and renamed when all of it is on disk, so a kill leaves the old checkpoints.
-A damaged one is set aside as `damaged.step-N`, where it never counts.
+`step-N/` holds the student as transformers saves it, or its LoRA adapter as peft does,
+`optimizer.safetensors`, `state.json` and `MANIFEST.json`. Of a sharded student weights and
+moments are in one file a rank (`ranks/saving.py`). The directory is filled under a temporary
+name and renamed when all of it is on disk, so a kill leaves the old checkpoints. A damaged one
+is set aside as `damaged.step-N`, where it never counts.
 """
 
 import hashlib
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from tutelage.errors import CheckpointError, MachineError
 from tutelage.models.local import LocalModel
+from tutelage.models.sharded import part_like
 from tutelage.runs.directory import environment, replace_text, says_full, to_json
 
 MANIFEST = "MANIFEST.json"
@@ -54,11 +55,36 @@ def save_checkpoint(
     `further` are tensors of others, by the file that keeps them. Where writing fails, nothing
     of it is left and what was there before is whole.
     """
-    final, temporary = root / f"step-{step}", root / f"tmp.step-{step}"
+    temporary = root / f"tmp.step-{step}"
+    begin_checkpoint(temporary)
+    tensors, scalars = _flatten_optimizer(optimizer)
+    try:
+        student.save(temporary)
+        save_file(tensors, temporary / "optimizer.safetensors")
+        for name, kept in (further or {}).items():
+            save_file(dict(kept), temporary / name)
+    except Exception:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return seal_checkpoint(temporary, step, state, scalars)
+
+
+def begin_checkpoint(temporary: Path) -> None:
+    """An empty folder for a checkpoint that is being written."""
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
+
+
+def seal_checkpoint(
+    temporary: Path, step: int, state: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]
+) -> Path:
+    """Make a checkpoint of a folder that holds all its tensors: state, manifest, its name.
+
+    `groups` are the optimizer's settings. Where writing fails, nothing of it is left.
+    """
+    root, final = temporary.parent, temporary.with_name(f"step-{step}")
     try:
-        _fill(temporary, step, student, optimizer, state, further or {})
+        _seal(temporary, step, state, groups)
     except Exception:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -79,21 +105,11 @@ def size_of_checkpoint(student: LocalModel, optimizer: torch.optim.Optimizer) ->
     return sum(t.numel() * t.element_size() for t in [*whole, *moments.values()])
 
 
-def _fill(
-    temporary: Path,
-    step: int,
-    student: LocalModel,
-    optimizer: torch.optim.Optimizer,
-    state: Mapping[str, Any],
-    further: Mapping[str, Mapping[str, Tensor]],
+def _seal(
+    temporary: Path, step: int, state: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]
 ) -> None:
-    student.save(temporary)
-    tensors, scalars = _flatten_optimizer(optimizer)
-    save_file(tensors, temporary / "optimizer.safetensors")
-    for name, kept in further.items():
-        save_file(dict(kept), temporary / name)
     (temporary / "state.json").write_text(
-        json.dumps({"step": step, "loop": dict(state), "optimizer": scalars}, allow_nan=False)
+        json.dumps({"step": step, "loop": dict(state), "optimizer": groups}, allow_nan=False)
     )
     files = sorted(p for p in temporary.rglob("*") if p.is_file())
     manifest = {
@@ -120,11 +136,10 @@ def newest_checkpoint(root: Path) -> tuple[Checkpoint | None, dict[str, str]]:
     """
     skipped: dict[str, str] = {}
     clear_unfinished(root)
-    for step, path in sorted(saved_steps(root).items(), reverse=True):
+    for _, path in sorted(saved_steps(root).items(), reverse=True):
         fault = _fault(path)
         if fault is None:
-            state = json.loads((path / "state.json").read_text())
-            return Checkpoint(path, step, state["loop"]), skipped
+            return read_checkpoint(path), skipped
         skipped[path.name] = fault
     if not skipped:
         return None, {}
@@ -134,6 +149,12 @@ def newest_checkpoint(root: Path) -> tuple[Checkpoint | None, dict[str, str]]:
     raise CheckpointError(
         f"no valid checkpoint in {root} ({reasons}); start again with --overwrite{instead}"
     )
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint in a folder that was found valid."""
+    state = json.loads((path / "state.json").read_text())
+    return Checkpoint(path, state["step"], state["loop"])
 
 
 def clear_unfinished(root: Path) -> None:
@@ -149,9 +170,9 @@ def clear_unfinished(root: Path) -> None:
 
 def valid_checkpoints(root: Path) -> Iterator[Checkpoint]:
     """The valid checkpoints under `root`, newest first; nothing is mended or set aside."""
-    for step, path in sorted(saved_steps(root).items(), reverse=True):
+    for _, path in sorted(saved_steps(root).items(), reverse=True):
         if _fault(path) is None:
-            yield Checkpoint(path, step, json.loads((path / "state.json").read_text())["loop"])
+            yield read_checkpoint(path)
 
 
 def set_aside(root: Path, names: Iterable[str]) -> None:
@@ -162,22 +183,33 @@ def set_aside(root: Path, names: Iterable[str]) -> None:
 
 
 def restore_optimizer(checkpoint: Checkpoint, optimizer: torch.optim.Optimizer) -> None:
-    """Load the optimizer's moments and settings."""
-    tensors = load_file(checkpoint.path / "optimizer.safetensors")
+    """Load the optimizer's moments and settings; a sharded one takes its part of them."""
+    files = sorted(checkpoint.path.glob("optimizer*.safetensors"))
+    tensors = {name: value for file in files for name, value in load_file(file).items()}
     scalars = json.loads((checkpoint.path / "state.json").read_text())["optimizer"]
     state: dict[int, dict[str, Any]] = {}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for key, value in tensors.items():
         index, _, name = key.partition("/")
-        state.setdefault(int(index), {})[name] = value
+        like = parameters[int(index)]
+        state.setdefault(int(index), {})[name] = (
+            part_like(value, like) if value.shape == like.shape else value
+        )
     optimizer.load_state_dict({"state": state, "param_groups": scalars})
 
 
 def making_room(
-    write: Callable[[], None], root: Path, *, keep: Sequence[int], needed: int, otherwise: str
+    write: Callable[[], None],
+    root: Path,
+    *,
+    keep: Sequence[int],
+    needed: int,
+    otherwise: str,
+    prunes: bool = True,
 ) -> None:
     """Write a checkpoint; where the disk is full, once more without old ones.
 
-    The newest and those of the steps `keep` stay.
+    The newest and those of the steps `keep` stay. One process of a run `prunes`.
 
     Raises:
         MachineError: it is full all the same; `needed` are the bytes of a checkpoint, and
@@ -189,7 +221,7 @@ def making_room(
         except Exception as error:
             if not says_full(error):
                 raise
-        if attempt == "first":
+        if attempt == "first" and prunes:
             prune(root, 1, protected=keep)
     free = shutil.disk_usage(root.parent).free / 2**20
     raise MachineError(
@@ -232,7 +264,7 @@ def _fault(path: Path) -> str | None:
         entries = {name: (entry["size"], entry["blake2b"]) for name, entry in files.items()}
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return "its manifest is missing or damaged, so it was never finished"
-    for needed in ("state.json", "optimizer.safetensors", "model*.safetensors"):
+    for needed in ("state.json", "optimizer*.safetensors", "model*.safetensors"):
         instead = "adapter_model.safetensors" if needed.startswith("model") else needed
         if not any(fnmatch(name, needed) or name == instead for name in entries):
             return f"its manifest lists no {needed}"

@@ -38,6 +38,8 @@ class Run:
     path: Path
     waiting: list[tuple[Path, str]] = field(default_factory=list)
     """Lines that a full disk did not take yet, and their files."""
+    writes: bool = True
+    """False: another process of the run writes it, and this one only reads."""
 
     @property
     def metrics(self) -> Path:
@@ -65,6 +67,8 @@ class Run:
 
     def append(self, path: Path, record: Mapping[str, Any]) -> None:
         """Append a JSON line; while the disk is full, lines wait in memory, in their order."""
+        if not self.writes:
+            return
         self.waiting.append((path, to_json(record) + "\n"))
         try:
             self.write_waiting()
@@ -85,18 +89,30 @@ class Run:
     def write_lines(self, name: str, records: Sequence[Mapping[str, Any]]) -> Path:
         """A file of JSON lines at `name`, written whole."""
         path = self.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(path, "".join(to_json(record) + "\n" for record in records))
+        if self.writes:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_text(path, "".join(to_json(record) + "\n" for record in records))
         return path
+
+    def write_json(self, name: str, record: Mapping[str, Any]) -> None:
+        """A JSON file at `name`, written whole."""
+        self.write_text(name, to_json(record))
+
+    def write_text(self, name: str, text: str) -> None:
+        """A file at `name`, written whole."""
+        if self.writes:
+            replace_text(self.path / name, text)
 
     def cut_torn_lines(self) -> None:
         """Drop what a kill left unfinished, before anything is appended to it."""
-        for path in self.path.glob("*.jsonl"):
+        for path in self.path.glob("*.jsonl") if self.writes else ():
             cut_torn_line(path)
 
     def truncate_after(self, step: int) -> int:
         """Drop metric records of later steps, so that a resumed run writes them once."""
         dropped = 0
+        if not self.writes:
+            return dropped
         for path in (self.metrics, self.path / "positions.jsonl"):
             if path.exists():
                 kept: list[bytes] = []

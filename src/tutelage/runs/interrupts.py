@@ -5,6 +5,7 @@ at once. Work that changes what is kept, such as the optimizer's step or a save,
 first, and the loop looks whether a stop was asked for.
 """
 
+import os
 import signal
 import threading
 import time
@@ -12,15 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from tutelage.errors import Interrupted, Preempted
+from tutelage.errors import Interrupted, Preempted, Stop
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 # Launchers pass a signal on that the process has had already.
 _SAME_REQUEST_S = 1.0
-
-
-class Stop(BaseException):
-    """Ends abandoned work; not an Exception, so that no library takes it for a failure."""
 
 
 class Interrupts:
@@ -44,7 +41,8 @@ class Interrupts:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            if signal.getsignal(number) == self._note:  # nobody has taken it over since
+                signal.signal(number, handler)  # type: ignore[arg-type]
 
     @contextmanager
     def abandoning(self) -> Iterator[None]:
@@ -56,10 +54,34 @@ class Interrupts:
         outer, self._abandons = self._abandons, True
         try:
             if self.requested:
-                raise Stop
+                raise Stop(self.requested)
             yield
         finally:
             self._abandons = outer
+
+    @contextmanager
+    def unbroken(self) -> Iterator[None]:
+        """Work that is finished also where a request comes; it is heard at the end.
+
+        Raises:
+            Stop: a stop was asked for, and what is around may be thrown away.
+        """
+        outer, self._abandons = self._abandons, False
+        try:
+            yield
+        finally:
+            self._abandons = outer
+        if outer and self.requested:
+            raise Stop(self.requested)
+
+    def ask(self, name: str) -> None:
+        """A request from elsewhere, from any thread; one that was made before stands."""
+        if self.requested is not None:
+            return
+        if self._previous:  # the handler runs in the main thread, whose work it may end
+            os.kill(os.getpid(), signal.Signals[name])
+        else:
+            self.requested = name
 
     def heed(self, told: str) -> None:
         """End here, where the state is kept, if a stop was asked for.
@@ -76,6 +98,6 @@ class Interrupts:
         if self.requested is None:
             self.requested, self._since = name, now
             if self._abandons:
-                raise Stop
+                raise Stop(name)
         elif now > self._since + _SAME_REQUEST_S or name == self.requested == "SIGINT":
             raise KeyboardInterrupt

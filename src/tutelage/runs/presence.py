@@ -1,6 +1,6 @@
 """When work in a run directory began, and how it ended."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -18,6 +18,15 @@ def present(run: Run, **details: Any) -> Iterator[None]:
         with suppress(OSError):  # the disk may be full
             run.log_event("stopped", **_said(error))
         raise
+
+
+def last_words(run: Run) -> Callable[[int, str], None]:
+    """What to do where a process ends from outside its main thread: that, too, is an event."""
+
+    def tell(code: int, text: str) -> None:
+        run.log_event("stopped", error="OtherRankFailed", exit=code, text=text[:2000])
+
+    return tell
 
 
 def _said(error: BaseException) -> dict[str, Any]:
