@@ -15,12 +15,12 @@ LOADING = {
     "loading the teacher": {"where": "tutelage.session:load_model"},
 }
 TRAINING = {
-    "first evaluation": {"where": "tutelage.trainer:evaluate", "after": True},
+    "first evaluation": {"where": "tutelage.examination:evaluate", "after": True},
     "rollout": {"where": "tutelage.models.local:decode", "call": 5},
     "scoring": {"where": "tutelage.gradient:_States.distributions", "call": 5},
     "backward": {"where": "torch:Tensor.backward", "call": 5, "after": True},
     "optimizer": {"where": "torch.optim:AdamW.step", "call": 2},
-    "evaluation": {"where": "tutelage.trainer:evaluate", "call": 3, "after": True},
+    "evaluation": {"where": "tutelage.examination:evaluate", "call": 3, "after": True},
     "measuring": {"where": "tutelage.trainer:measure", "call": 2},
     "save": {"where": "tutelage.runs.checkpoints:_sync", "call": 2},
     "last save": {"where": "tutelage.runs.checkpoints:prune", "call": 2},

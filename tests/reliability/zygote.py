@@ -4,7 +4,7 @@ A process that has imported everything reads jobs, a JSON line each, from stdin,
 the pid of the process that does it and, when that has ended, with its exit status. So a run
 that is killed twenty times is not imported twenty times.
 
-    {"words": [...], "output": PATH, "folder": PATH, "faults": [{...}]}
+    {"words": [...], "output": PATH, "folder": PATH, "faults": [{...}], "env": {...}}
 
 A fault happens at the `call`-th call (from 1) of `where`, "module:name" or "module:class.name":
 
@@ -74,6 +74,7 @@ def serve():
                 os.dup2(stream.fileno(), 1)
                 os.dup2(stream.fileno(), 2)
             os.chdir(job["folder"])
+            os.environ.update(job["env"])
             for fault in job["faults"]:
                 plant(fault, job["output"] + ".signalled")
             sys.exit(main(job["words"]))

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from itertools import count
 from typing import Any
 
 from tutelage.config.distributed import Distributed, SingleProcess
@@ -19,6 +20,8 @@ from tutelage.ranks.group import ALONE, Ranks, told_lost
 from tutelage.ranks.watch import Watch
 from tutelage.runs.interrupts import Interrupts
 
+# A process may join more than once, as where a recipe trains twice; each time is a new beginning.
+_JOINED = count()
 _START = "torchrun --nproc-per-node 2 -m tutelage train -c run.yaml"
 
 
@@ -86,7 +89,7 @@ def joined(settings: Distributed, interrupts: Interrupts) -> Iterator[tuple[Rank
         store = _meet(rank, size, settings.join_timeout_s)
     else:
         store = dist.distributed_c10d._get_default_store()
-    store = PrefixStore("tutelage", store)
+    store = PrefixStore(f"tutelage/{next(_JOINED)}", store)
     store.set(f"host/{rank}", host)
     tells = os.environ.get("LOCAL_RANK", "0") == "0"
     watch = Watch(rank, size, host, tells=tells, silence_s=settings.silence_s)

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -58,15 +59,21 @@ def save_checkpoint(
     temporary = root / f"tmp.step-{step}"
     begin_checkpoint(temporary)
     tensors, scalars = _flatten_optimizer(optimizer)
-    try:
+    with _whole_or_gone(temporary):
         student.save(temporary)
         save_file(tensors, temporary / "optimizer.safetensors")
         for name, kept in (further or {}).items():
             save_file(dict(kept), temporary / name)
+    return seal_checkpoint(temporary, step, state, scalars)
+
+
+@contextmanager
+def _whole_or_gone(temporary: Path) -> Iterator[None]:
+    try:
+        yield
     except Exception:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    return seal_checkpoint(temporary, step, state, scalars)
 
 
 def begin_checkpoint(temporary: Path) -> None:
@@ -83,11 +90,8 @@ def seal_checkpoint(
     `groups` are the optimizer's settings. Where writing fails, nothing of it is left.
     """
     root, final = temporary.parent, temporary.with_name(f"step-{step}")
-    try:
+    with _whole_or_gone(temporary):
         _seal(temporary, step, state, groups)
-    except Exception:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     old = root / f"old.{final.name}"
     if final.exists():
         final.rename(old)
