@@ -103,6 +103,8 @@ class Watch:
             cause = self._claim(Cause(self.rank, self.host, self.host, code, told))
         ours = cause.rank == self.rank
         if ours:
+            if is_loss:  # what the library says of it names nobody
+                error.args = (cause.text,)
             self._linger()
         else:
             self._acknowledge()
