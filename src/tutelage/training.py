@@ -14,7 +14,7 @@ from tutelage.config.changes import leaves_of
 from tutelage.errors import ServerError, Stop, UsageError
 from tutelage.metrics import Record
 from tutelage.ranks.beginning import require_same_start
-from tutelage.ranks.joining import joined
+from tutelage.ranks.joining import collectives_told, joined
 from tutelage.ranks.stopping import hear
 from tutelage.runs.directory import full_disk_told, is_empty
 from tutelage.runs.interrupts import Interrupts
@@ -95,6 +95,7 @@ def train(
         watch.last_words = last_words(trainer.run)
         with (
             present(trainer.run, steps=config.run.steps, evaluate_every=every),
+            collectives_told(),
             full_disk_told(config.run.dir),
             Mirrors(config, trainer.run, observer)
             if ranks.first

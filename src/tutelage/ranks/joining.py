@@ -134,6 +134,21 @@ def joined(settings: Distributed, interrupts: Interrupts) -> Iterator[tuple[Rank
             dist.destroy_process_group()
 
 
+@contextmanager
+def collectives_told() -> Iterator[None]:
+    """Inside, a collective that fails within a library, as those of sharded layers do, is told.
+
+    Raises:
+        RankLost: one did.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, TutelageError) or not any(w in str(error) for w in ("gloo", "NCCL")):
+            raise
+        raise RankLost(str(error).strip().split("\n")[0][:300]) from None
+
+
 def _meet(rank: int, size: int, timeout_s: float) -> Any:
     from torch.distributed.rendezvous import rendezvous
 
