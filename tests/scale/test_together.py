@@ -1,13 +1,17 @@
 """Ranks that sample, stop, save and go on as one run."""
 
+import math
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
-from helpers import read_jsonl
+import tutelage.lab
+from helpers import read_jsonl, write_jsonl
+from tutelage.lab.embedded import EMBEDDED_SPEC
 from tutelage.runs.checkpoints import newest_checkpoint, read_checkpoint
 
 KINDS = ("ddp", "fsdp2")
@@ -157,3 +161,40 @@ def test_memory_that_is_full_on_one_rank_halves_the_parts_of_both(pair, written)
     assert [event["micro_batch_size"] for event in halved] == [2]
     assert "rank 1" in halved[0]["text"]
     assert losses(full) == pytest.approx(losses(calm), rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_ranks_learn_is_as_good(pair, written, tmp_path, kind):
+    """Accuracy on 300 questions, within four standard errors of a difference of two proportions,
+    which chance exceeds once in 16,000 tests."""
+    prompts = write_jsonl(
+        tmp_path / "prompts.jsonl",
+        [
+            {"id": p.id, "answer": p.answer, "messages": [{"role": "user", "content": p.question}]}
+            for p in EMBEDDED_SPEC.task.eval_prompts(1300, seed=5)
+        ],
+    )
+    zoo, reached = Path(tutelage.lab.__file__).parent / "zoo", {}
+    for which in ("none", kind):
+        path = written(
+            student={"path": str(zoo / "student")},
+            teacher={"path": str(zoo / "compatible")},
+            data={"prompts": str(prompts), "held_out": 300},
+            rollout={"prompts_per_step": 64, "group_size": 1, "max_new_tokens": 24},
+            optimizer={"lr": 1e-3, "betas": [0.9, 0.95]},
+            evaluation={"every": 0, "teacher": 0},
+            run={"steps": 80, "save_every": 0},
+            distributed={"type": which},
+        )
+        if which == "none":
+            status, told = pair.zygotes[0].run("train", "-c", path)
+            assert status == 0, told
+        else:
+            pair.good("train", "-c", path)
+        reached[which] = [r["accuracy"] for r in records(path) if r["kind"] == "eval"]
+    (before, alone), (also, together) = reached["none"], reached[kind]
+    assert before == also
+    assert together > before + 0.2
+    error = math.sqrt((alone * (1 - alone) + together * (1 - together)) / 300)
+    assert abs(alone - together) <= 4 * error + 1 / 300
