@@ -70,7 +70,7 @@ def written(tmp_path_factory, gpt2_pair):
 
     def write(**changes):
         folder = tmp_path_factory.mktemp("run")
-        changes = {"distributed": {"type": "ddp", "silence_s": 10}, **changes}
+        changes = {"distributed": {"type": "ddp", "silence_s": 20}, **changes}
         path = folder / "run.yaml"
         path.write_text(dump_config(tiny_run(folder, *gpt2_pair, lr=3e-3)(**changes)))
         return path

@@ -27,7 +27,7 @@ def test_a_failure_of_one_rank_is_the_exit_code_of_both_and_told_once(pair, writ
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 def test_a_rank_that_is_killed_ends_the_other_with_its_number(pair, written, kind):
-    path = written(distributed={"type": kind, "silence_s": 10})
+    path = written(distributed={"type": kind, "silence_s": 20})
     fault = {"where": "tutelage.gradient:_States.distributions", "call": 3, "do": "SIGKILL"}
     began = time.monotonic()
     (first, told), (second, _) = pair.run("train", "-c", path, faults=((), [fault]))
@@ -39,12 +39,12 @@ def test_a_rank_that_is_killed_ends_the_other_with_its_number(pair, written, kin
 
 
 def test_a_rank_that_hangs_is_named_at_the_deadline(pair, written):
-    path = written(distributed={"type": "ddp", "silence_s": 5})
+    path = written(distributed={"type": "ddp", "silence_s": 10})
     fault = {"where": "tutelage.models.local:decode", "call": 3, "do": "SIGSTOP"}
     pids = pair.start("train", "-c", path, faults=((), [fault]))
     status, told = pair.zygotes[0].wait()
     assert status == 5, told
-    assert "rank 1 has not been heard of for 5 s" in told
+    assert "rank 1 has not been heard of for 10 s" in told
     os.kill(pids[1], signal.SIGKILL)
     pair.zygotes[1].wait()
 

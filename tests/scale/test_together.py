@@ -96,7 +96,7 @@ def test_records_are_of_the_whole_step(straight, kind):
 def test_a_rank_that_is_asked_to_stop_ends_all_at_one_step_and_they_go_on_to_the_bit(
     pair, written, straight, kind
 ):
-    path = written(distributed={"type": kind, "silence_s": 10}, rollout=LATE, run=STEPS)
+    path = written(distributed={"type": kind, "silence_s": 20}, rollout=LATE, run=STEPS)
     asked = {"where": "tutelage.models.local:decode", "call": 4, "do": "SIGTERM"}
     for status, told in pair.run("train", "-c", path, faults=((), [asked])):
         assert status == 75, told

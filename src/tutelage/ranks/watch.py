@@ -123,7 +123,8 @@ class Watch:
 
     def _silent_since(self, seconds: float) -> list[int]:
         with contextlib.suppress(RuntimeError):
-            before = {rank: self._count(self.own, rank) for rank in range(self.size)}
+            others = [rank for rank in range(self.size) if rank != self.rank]
+            before = {rank: self._count(self.own, rank) for rank in others}
             time.sleep(seconds)
             return [r for r, count in before.items() if self._count(self.own, r) == count]
         return []
