@@ -77,6 +77,7 @@ class Watch:
         """Begin to count and to look, in a store that all ranks reach."""
         # A connection each, since one that waits for an answer is waited for by whoever asks next.
         self.own, self.store = store.clone(), store.clone()
+        self.own.set(f"alive/{self.rank}", "1")
         for thread in self._threads:
             thread.start()
 
@@ -168,7 +169,7 @@ class Watch:
 
     def _beat(self) -> None:
         counts: dict[int, tuple[int, float]] = {}
-        number = 0
+        number = 1
         while not self._done.wait(self.every):
             number += 1
             try:
@@ -188,8 +189,8 @@ class Watch:
             before, since = counts.get(rank, (-1, now))
             counts[rank] = (count, since if count == before else now)
             if now - counts[rank][1] > self.silence_s:
-                host = f"rank {rank}" + ("" if count else ", which never began")
-                self._end(self._claim(self._lost(f"{host} has not been heard of")))
+                who = f"rank {rank}" if count else f"rank {rank}, which never began,"
+                self._end(self._claim(self._lost(f"{who} has not been heard of")))
 
     def _count(self, store: Any, rank: int) -> int:
         key = f"alive/{rank}"
