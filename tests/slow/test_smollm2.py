@@ -57,6 +57,20 @@ def test_held_out_reverse_kl_falls_and_every_phase_is_timed(models, tmp_path):
         assert all(step[f"perf/{phase}_s"] > 0 for step in steps)
 
 
+def test_the_suite_of_the_lab_runs_on_real_questions_and_is_not_run_twice(
+    models, data_dir, tmp_path
+):
+    words = [sys.executable, str(ROOT / "benchmarks/lab_smollm2.py")]
+    words += ["--models", str(models), "--questions", str(data_dir / "MATH-500.json")]
+    words += ["--output", str(tmp_path), "--seeds", "1", "--steps", "2", "--imitation", "4"]
+    first = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+    assert "smollm2: cannot be told" in first  # one seed
+    assert "share of the start's: +" in first
+    again = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+    assert again in first
+    assert "teacher, step" not in again
+
+
 def test_a_lora_student_learns_too_and_merges_into_a_chat_model(models, tmp_path):
     result = train(recipe("run_lora.yaml", models, tmp_path / "run"))
     assert result.last["kl/reverse"] < result.first["kl/reverse"]

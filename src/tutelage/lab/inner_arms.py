@@ -103,7 +103,7 @@ class Outcomes:
     teacher: str
     questions: int = 48
     budget: int = 600_000
-    """Decoded tokens."""
+    """Decoded tokens on the running total."""
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -138,6 +138,10 @@ class Outcomes:
             found[name] |= told
         return found
 
+    def _budget(self, place: Place) -> int:
+        """Twice as much where a node has more children, since there are more residues."""
+        return self.budget * (2 if place.task.modulus > 10 else 1)
+
     def _measured(self, place: Place) -> tuple[Any, Any]:
         """The tree of the alignment and its nodes."""
         short = place.size is SHORT
@@ -165,7 +169,7 @@ class Outcomes:
                     "floor": aimed,
                     "objectives": {},
                     "questions": questions,
-                    "budget": 20_000 if short else self.budget,
+                    "budget": 20_000 if short else self._budget(place),
                 },
                 "run": {"seed": place.seed},
             }

@@ -10,7 +10,7 @@ from tutelage.lab.verdicts import Estimate
 
 def as_text(found: LabResult) -> str:
     """A block a suite: verdict, claim, and each number beside its threshold."""
-    blocks = [_block(judged) for judged in found.suites]
+    blocks = [block(judged) for judged in found.suites]
     if found.short:
         blocks.append("Short: models of three steps. This proves that everything runs, no claim.")
     elif not found.judged_size:
@@ -31,7 +31,8 @@ def listed() -> str:
     return "\n".join(lines)
 
 
-def _block(judged: Judged) -> str:
+def block(judged: Judged) -> str:
+    """A suite: verdict, claim, and each number beside its threshold."""
     lines = [f"{judged.name}: {judged.word}", f"  {judged.suite.claim}"]
     for part, found, state in judged.parts:
         threshold = f"above {part.above:g}" if part.above is not None else f"below {part.below:g}"
