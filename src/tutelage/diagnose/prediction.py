@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tutelage.ops.intervals import proportion_interval
+
 Floats = NDArray[np.float64]
 Row = Mapping[str, Any]
 POPULATION = Path(__file__).parent / "population.parquet"
@@ -28,6 +30,7 @@ _LEAST_TEACHER = 0.02  # below it, the share of the teacher's accuracy that was 
 _MOST_SHARE = 1.5
 _FAR = 0.95  # of the pairs have a pair of another kind as near as the limit of what is known
 _LEAST_SPREAD = 0.05
+_QUESTIONS = 64  # of a check by default
 _TREES = 400
 UNSEEN = ("foretold", "foretold_spread")
 """Columns of what `unseen` gives."""
@@ -203,9 +206,13 @@ def factor_of(errors: Floats, spreads: Floats, confidence: float = CONFIDENCE) -
 
 
 def interval_of(gain: float, spread: float, factor: float, student: float) -> tuple[float, float]:
-    """The interval of a gain, cut where an accuracy ends."""
+    """The interval of a gain, cut where an accuracy ends.
+
+    The student's own is known from some questions alone, so the cut is at the ends of its interval.
+    """
     half = factor * (spread + _LEAST_SPREAD)
-    return max(gain - half, -student), min(gain + half, 1.0 - student)
+    low, high = proportion_interval([student] * _QUESTIONS)
+    return max(gain - half, -high), min(gain + half, 1.0 - low)
 
 
 def predict(features: Row) -> Prediction | None:
