@@ -381,7 +381,7 @@ def test_it_says_what_pairs_of_the_lab_let_expect(several):
     found, path = several
     looks = {look.teacher: look for look in found.looks}
     told = {name: look.prediction for name, look in looks.items()}
-    assert told["teacher"].gain > 0.3
+    assert told["teacher"].gain > 0.2
     assert told["teacher"].known
     assert told["incompatible"].gain < 0.5 * told["teacher"].gain
     assert abs(told["same_data"].gain) < 0.15
