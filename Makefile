@@ -53,7 +53,7 @@ format: .venv/dev.done
 	touch $@
 
 .venv/dev.done: .venv/base.done
-	$(PIP) --editable '.[dev,hub,lora,rescue,semantic,serve,track,verify]'
+	$(PIP) --editable '.[dev,hub,lora,ray,rescue,semantic,serve,track,verify]'
 	touch $@
 
 .venv/browser.done: .venv/dev.done

@@ -26,7 +26,8 @@ import numpy as np
 import torch
 from numpy import ndarray
 
-from tutelage.alignment.bench import Bench, blocks, grow, plant
+from tutelage.alignment.bench import Bench, plant
+from tutelage.alignment.growing import grow, records_of
 from tutelage.alignment.measured import Nodes, gather, node_scores
 from tutelage.alignment.moves import as_move
 from tutelage.alignment.nodes import REST, State, choose_nodes, rest_of
@@ -253,11 +254,7 @@ def own(records: Sequence[dict]) -> list[dict]:
 
 def run(bench: Bench, tree: Tree) -> list[dict]:
     """Real rollouts of a whole tree."""
-    return [
-        {"unit": branch.name, **record}
-        for part in blocks(tree, bench.student.batch_size)
-        for branch, record in grow(bench, tree, part)
-    ]
+    return records_of(bench, tree)
 
 
 # --- real runs against the truth ---------------------------------------------------------------

@@ -1,11 +1,19 @@
 """How good is a model: avg@n and pass@k with intervals, question by question."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from tutelage.config import DataConfig, EvaluationConfig, ModelConfig, RolloutConfig, section
+from tutelage.config import (
+    DataConfig,
+    Engine,
+    EvaluationConfig,
+    LocalEngine,
+    ModelConfig,
+    RolloutConfig,
+    section,
+)
 from tutelage.data.prompts import load_prompts
 from tutelage.data.render import render
 from tutelage.data.verify import Verify, choose_verifier, judge
@@ -13,10 +21,12 @@ from tutelage.errors import DataError, UsageError
 from tutelage.metrics import Record, by_source
 from tutelage.models.base import Sampler, Teacher
 from tutelage.models.compatibility import require_context
-from tutelage.models.local import load_model
+from tutelage.models.local import LocalModel, load_model
 from tutelage.models.served.teacher import load_served_teacher
 from tutelage.ops.intervals import pass_at_k, proportion_interval
 from tutelage.runs.directory import full_disk_told, output_file, replace_text, to_json
+from tutelage.scale.engines import workers_of
+from tutelage.scale.sampling import SharedSampler
 from tutelage.types import RenderedPrompt, Rollout, SamplingParams
 
 
@@ -137,8 +147,13 @@ def evaluate_model(
     top_p: float = 0.95,
     seed: int = 0,
     output: str | Path | None = None,
+    engine: Engine | None = None,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> Record:
     """The verb `eval`: a model on a prompts file, with the judged samples in `output`.
+
+    Where samples are drawn (`engine`) changes none; a worker holds the model as a student's does.
+    `tell` hears of workers that die.
 
     Raises:
         UsageError: a setting out of range, a model that cannot be loaded, or no verifier.
@@ -165,7 +180,11 @@ def evaluate_model(
         raise DataError(f"all {dropped} prompts exceed max_prompt_tokens {data.max_prompt_tokens}")
     require_context(loaded, "model", max(len(p.ids) for p in rendered), max_new_tokens)
     params = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
-    evaluation = evaluate(loaded, rendered, verify, params, samples=samples, seed=seed)
+    with workers_of(engine or LocalEngine(), "student", tell=tell) as map_units:
+        sampler: Sampler = loaded
+        if isinstance(loaded, LocalModel):
+            sampler = SharedSampler(loaded, model, "model", map_units)
+        evaluation = evaluate(sampler, rendered, verify, params, samples=samples, seed=seed)
     record = evaluation.record(ks)
     record["rollout/length"] = fmean(len(r.completion_ids) for r in evaluation.rollouts)
     record["rollout/truncated"] = fmean(r.finish_reason == "length" for r in evaluation.rollouts)

@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tutelage.alignment.bench import blocks, conclude, grow, plant
+from tutelage.alignment.bench import conclude, plant
+from tutelage.alignment.growing import records_of
 from tutelage.alignment.job import prepare_bench
 from tutelage.alignment.measured import gather, node_scores
 from tutelage.alignment.nodes import REST
@@ -17,11 +18,7 @@ from tutelage.errors import DataError, UsageError
 
 
 def run(bench, tree):
-    return [
-        {"unit": branch.name, **record}
-        for part in blocks(tree, bench.student.batch_size)
-        for branch, record in grow(bench, tree, part)
-    ]
+    return records_of(bench, tree)
 
 
 def exact(world, node, tree):

@@ -9,7 +9,8 @@ import torch
 
 from helpers import read_jsonl
 from tutelage import align
-from tutelage.alignment.bench import conclude, grow, plant
+from tutelage.alignment.bench import conclude, plant
+from tutelage.alignment.growing import grow
 from tutelage.alignment.job import prepare_bench
 from tutelage.alignment.nodes import REST, look
 from tutelage.config import ModelConfig, parse_config

@@ -13,7 +13,8 @@ import torch
 from launch import vllm_server
 
 from helpers import read_jsonl
-from tutelage.alignment.bench import conclude, grow, plant
+from tutelage.alignment.bench import conclude, plant
+from tutelage.alignment.growing import grow
 from tutelage.alignment.job import prepare_bench
 from tutelage.config import Config, parse_config
 from tutelage.gradient import measure

@@ -1,14 +1,12 @@
-"""An alignment at work: sample, look, design, roll out, estimate; nothing here touches the disk."""
+"""An alignment at work: sample, look, design, estimate; nothing here touches the disk."""
 
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tutelage.alignment.branches import Branch, roll_out
 from tutelage.alignment.estimates import Alignment, estimate
 from tutelage.alignment.moves import ObjectiveMove
-from tutelage.alignment.nodes import rest_of
 from tutelage.alignment.spines import Candidate, Spine, read_by
 from tutelage.alignment.tree import Tree, design, spines_of
 from tutelage.config import AlignConfig, PromptFormat
@@ -148,61 +146,6 @@ def _summaries(bench: Bench, groups: Mapping[str, Sequence[Rollout]]) -> dict[st
         rendered, params, group_size=1, seed=bench.seed, step=NATURAL_STEP
     )
     return {r.prompt.id: w.text for r, w in zip(solved, written, strict=True)}
-
-
-def blocks(
-    tree: Tree, rows: int, done: Callable[[Branch], bool] = lambda branch: False
-) -> Iterator[list[Branch]]:
-    """Branches still to do, whole questions together, the shallow ones of a block first.
-
-    A block has enough rollouts to fill a batch; answers about finished questions
-    are answers about a fair sample of them.
-    """
-    block: list[Branch] = []
-    previous: str | None = None
-    for branch in tree.branches:
-        if branch.spine.question != previous and sum(b.rollouts for b in block) >= rows:
-            yield block
-            block = []
-        previous = branch.spine.question
-        if not done(branch):
-            block.append(branch)
-    if block:
-        yield block
-
-
-def grow(
-    bench: Bench, tree: Tree, branches: Sequence[Branch]
-) -> Iterator[tuple[Branch, dict[str, Any]]]:
-    """Roll out some branches, similar depths in one batch; a record each as it is done."""
-    nodes = {node.name: node for node in tree.nodes}
-    spines = {branch.spine.name: branch.spine for branch in branches}
-    rests = {
-        name: values
-        for spine in spines.values()
-        for name, values in rest_of(
-            bench.student, spine, [n for n in tree.nodes if n.spine == spine.name]
-        ).items()
-    }
-    batch: list[Branch] = []
-    ordered = sorted(branches, key=lambda b: (b.depth, b.name))
-    for place, branch in enumerate(ordered):
-        batch.append(branch)
-        full = sum(b.rollouts for b in batch) >= bench.student.batch_size
-        if full or place == len(ordered) - 1:
-            yield from roll_out(
-                bench.sampler,
-                batch,
-                nodes,
-                rests,
-                bench.judge,
-                bench.student.decode_text,
-                stops=bench.student.stop_ids,
-                max_new_tokens=bench.max_new_tokens,
-                temperature=bench.temperature,
-                seed=bench.seed,
-            )
-            batch = []
 
 
 def conclude(

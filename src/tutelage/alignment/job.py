@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tutelage.alignment.bench import Bench, blocks, conclude, grow, plant, spread
+from tutelage.alignment.bench import Bench, conclude, plant, spread
 from tutelage.alignment.estimates import Alignment, plain
+from tutelage.alignment.growing import grow_all
 from tutelage.alignment.measured import gather, node_scores
 from tutelage.alignment.moves import ObjectiveMove, as_move, require_listable
 from tutelage.alignment.plan import plan_of
@@ -44,6 +45,7 @@ from tutelage.runs.interrupts import Interrupts
 from tutelage.runs.ledger import Ledger
 from tutelage.runs.lock import locked
 from tutelage.runs.resuming import reopen
+from tutelage.scale.engines import workers_of
 from tutelage.session import load_teacher, model_paths
 
 Observer = Callable[[dict[str, Any]], None]
@@ -89,24 +91,46 @@ def align(
             replace_text(folder / "config.yaml", settings)  # first: now it can go on
             replace_text(folder / "environment.json", to_json(environment()))
             save_tree(tree, folder)
+        ledger = Ledger(folder / "rollouts.jsonl")
         with Interrupts() as interrupts:
             observer({"kind": "plan", **plan_of(tree)})
-            ledger = Ledger(folder / "rollouts.jsonl")
-            shown = time.monotonic()
-            for part in blocks(tree, bench.student.batch_size, done=lambda b: b.name in ledger):
-                for branch, record in grow(bench, tree, part):
-                    ledger.record(branch.name, record)
-                if time.monotonic() - shown > _SHOW_EVERY_S:
-                    observer(_so_far(bench, tree, ledger))
-                    shown = time.monotonic()
-                interrupts.heed(
-                    f"; every finished rollout is kept in {folder}; continue with tutelage align "
-                    "--resume"
-                )
+            _fill(bench, tree, config, ledger, interrupts, observer)
         records = ledger.records
         found = conclude(bench, tree, records)
         write_results(bench, tree, records, found, folder)
     return found
+
+
+def _fill(
+    bench: Bench,
+    tree: Tree,
+    config: Config,
+    ledger: Ledger,
+    interrupts: Interrupts,
+    observer: Observer,
+) -> None:
+    """Roll out what the ledger lacks."""
+
+    def heed() -> None:
+        interrupts.heed(
+            f"; every finished rollout is kept in {ledger.path.parent}; continue with tutelage "
+            "align --resume"
+        )
+
+    shown = time.monotonic()
+    with workers_of(config.engine, "student", tell=lambda t: observer(_note(t))) as map_units:
+        for part in grow_all(
+            bench, tree, map_units, config=config, done=ledger.__contains__, between=heed
+        ):
+            for name, record in part:
+                ledger.record(name, record)
+            if time.monotonic() - shown > _SHOW_EVERY_S:
+                observer(_so_far(bench, tree, ledger))
+                shown = time.monotonic()
+
+
+def _note(text: str) -> dict[str, Any]:
+    return {"kind": "note", "text": text}
 
 
 def prepare_bench(config: Config) -> Bench:

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from tutelage.alignment.bench import Bench, blocks, conclude, grow, plant, spread
+from tutelage.alignment.bench import Bench, conclude, plant, spread
 from tutelage.alignment.estimates import Alignment
+from tutelage.alignment.growing import records_of
 from tutelage.alignment.job import candidates_of, fit_together, move_of
 from tutelage.alignment.tree import NoSignal
 from tutelage.config import Config
@@ -65,12 +66,7 @@ class Probe:
                 told["alignment/accuracy"] = error.accuracy
             return told | {"alignment/note": str(error)}, None
         told["alignment/accuracy"] = tree.accuracy
-        records = [
-            {"unit": branch.name, **record}
-            for part in blocks(tree, bench.student.batch_size)
-            for branch, record in grow(bench, tree, part)
-        ]
-        found = conclude(bench, tree, records)
+        found = conclude(bench, tree, records_of(bench, tree))
         told["alignment/tokens"] = found.tokens + tree.natural_tokens
         pooled = found.pooled[teacher, "objective"]
         if pooled.reliability is not None:

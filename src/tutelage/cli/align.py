@@ -63,6 +63,8 @@ def align(
                     f"{work['decode_cost']:.0f} prefilled tokens a decoded one: {work['ours']:,}; "
                     f"one rollout at a time it would be {work['one_at_a_time']:,}."
                 )
+            elif record["kind"] == "note":
+                say(f"{record['text']}.")
             elif "advantage" in record:
                 low, high = record.get("advantage_interval", (float("nan"),) * 2)
                 say(

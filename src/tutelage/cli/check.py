@@ -54,6 +54,8 @@ def check(
                 say(f"{record['prompt_set']}: the student has answered.")
             elif record["kind"] == "stage":
                 say(f"{record['prompt_set']}: {record['doing']}.")
+            elif record["kind"] == "note":
+                say(f"{record['text']}.")
             elif record["kind"] == "look":
                 say(look_line(record))
 

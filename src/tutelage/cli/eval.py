@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -29,6 +29,11 @@ def eval_(
     server: str | None = None,
     key_env: str | None = None,
     output: Path | None = None,
+    engine: Literal["local", "ray"] = "local",
+    workers: int = 2,
+    address: str | None = None,
+    cpus: float = 1.0,
+    gpus: float = 0.0,
     as_json: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
     """Measure a model on prompts with answers: avg@n and pass@k with 95 % intervals.
@@ -49,14 +54,22 @@ def eval_(
         server: address of a vLLM server that samples; the directory then gives the tokenizer alone.
         key_env: NAME of the environment variable that holds the server's API key.
         output: file for one JSON line a question, with the samples as text.
+        engine: who draws the samples: this process, or workers that Ray places; they are the same.
+        workers: how many Ray places.
+        address: ray://HOST:10001, HOST:6379 or auto; without it Ray is started on this machine.
+        cpus: processors of each worker.
+        gpus: accelerators of each worker.
         as_json: print one JSON object on stdout.
     """
-    from tutelage.config import DataConfig, ModelConfig, section
+    from tutelage.cli.progress import say
+    from tutelage.config import DataConfig, ModelConfig, RayEngine, section
     from tutelage.evaluation import evaluate_model
 
     kind, _, value = verifier.partition(":")
     named = {"function": "path"}.get(kind, "pattern")
     tagged = {"type": kind, **({named: value} if value else {})} if kind else None
+    held = {"cpus": cpus, "gpus": gpus}
+    placed = {"address": address, "workers": workers, "student": held}
     where = None if server is None else {"url": server, "key_env": key_env}
     result = evaluate_model(
         section(ModelConfig, {"path": str(model), "revision": revision, "server": where}),
@@ -68,5 +81,7 @@ def eval_(
         top_p=top_p,
         seed=seed,
         output=output,
+        engine=None if engine == "local" else section(RayEngine, placed),
+        tell=lambda text: say(f"{text}."),
     )
     show(result, as_json)

@@ -29,6 +29,7 @@ from tutelage.config.control import (
     WrongContext,
 )
 from tutelage.config.distributed import DDP, FSDP2, Distributed, SingleProcess
+from tutelage.config.engine import Engine, LocalEngine, RayEngine, Resources
 from tutelage.config.guards import GuardConfig, Warned
 from tutelage.config.models import (
     PLACE,
@@ -152,6 +153,7 @@ __all__ = [
     "Divergence",
     "Drop",
     "EMATeacher",
+    "Engine",
     "EntropyRamp",
     "EvaluationConfig",
     "Exact",
@@ -164,6 +166,7 @@ __all__ = [
     "InitialTeacher",
     "KLBaseline",
     "LoRA",
+    "LocalEngine",
     "LocalModelConfig",
     "LowerWeightPolicy",
     "Math",
@@ -183,11 +186,13 @@ __all__ = [
     "PromptFormat",
     "PromptSet",
     "PromptWeight",
+    "RayEngine",
     "ReasoningGym",
     "Reference",
     "ReferenceCode",
     "ReliabilityWeight",
     "Renormalise",
+    "Resources",
     "RetireSchedule",
     "ReverseKL",
     "RewardMix",

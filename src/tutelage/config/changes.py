@@ -21,7 +21,8 @@ NEVER_CHANGEABLE = "student."
 def changes_on_resume(saved: Config, config: Config, allowed: Sequence[str] = ()) -> list[str]:
     """What differs and was allowed to by name, a phrase a setting.
 
-    Those of `align`, `check` and `cold_start` belong to other verbs, unless the run is probed.
+    Those of `align`, `check`, `cold_start` and `engine` belong to other verbs, unless the run is
+    probed.
 
     Args:
         saved: the settings that the run has.
@@ -71,7 +72,7 @@ def _differences(saved: Config, config: Config) -> dict[str, str]:
         if before.get(key) != now.get(key)
         and not any(_is_in(key, name) for name in CHANGEABLE_ON_RESUME)
         and (is_probed or not key.startswith("align."))
-        and not key.startswith(("check.", "cold_start."))
+        and not key.startswith(("check.", "cold_start.", "engine."))
     }
 
 

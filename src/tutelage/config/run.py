@@ -19,6 +19,7 @@ from tutelage.config.check import CheckConfig
 from tutelage.config.cold_start import ColdStartConfig
 from tutelage.config.control import Control, NoControl, WrongContext
 from tutelage.config.distributed import FSDP2, Distributed, SingleProcess
+from tutelage.config.engine import Engine, LocalEngine
 from tutelage.config.guards import GuardConfig
 from tutelage.config.models import ModelConfig, StudentConfig
 from tutelage.config.objective import (
@@ -270,6 +271,9 @@ class Config(Section):
     """What takes the teacher's place, to tell what a gain came from; `rescue controls` sets it."""
     distributed: Distributed = SingleProcess()
     """Several processes that train as one, started by torchrun or another launcher."""
+    engine: Engine = LocalEngine()
+    """Where units of `check`, `align`, `eval` and `rescue cold-start` are done; they come out the
+    same everywhere."""
     run: RunConfig = RunConfig()
     """The run itself."""
 

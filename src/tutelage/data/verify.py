@@ -54,9 +54,7 @@ def choose_verifier(data: c.DataConfig, prompts: Sequence[Prompt]) -> Verifier |
         UsageError: a pattern or function that cannot be used, or reasoning_gym without its prompts.
         MachineError: an extra that is not installed.
     """
-    settings = data.verifier
-    if settings is None and data.prompts.startswith(REASONING_GYM):
-        settings = c.ReasoningGym()
+    settings = verifier_settings(data)
     if settings is None:
         return None
     verify = make_verifier(settings)
@@ -81,6 +79,13 @@ def choose_verifier(data: c.DataConfig, prompts: Sequence[Prompt]) -> Verifier |
         for prompt in prompts:
             _reference(prompt)
     return verify
+
+
+def verifier_settings(data: c.DataConfig) -> c.Verifier | None:
+    """The verifier that `choose_verifier` makes, as settings."""
+    if data.verifier is None and data.prompts.startswith(REASONING_GYM):
+        return c.ReasoningGym()
+    return data.verifier
 
 
 def make_verifier(settings: c.Verifier) -> Verifier:

@@ -9,6 +9,7 @@ from typing import Any
 
 from tutelage.alignment.estimates import plain
 from tutelage.alignment.job import candidates_of, fit_together
+from tutelage.alignment.spines import Candidate
 from tutelage.config import Config
 from tutelage.data.verify import Verify
 from tutelage.diagnose.commands import DEFAULT, next_command
@@ -20,10 +21,14 @@ from tutelage.diagnose.setting import Setting
 from tutelage.diagnose.static import ask, reworded, room, signals_of, teachers_of, view_in
 from tutelage.diagnose.verdict import Evidence, Verdict, judge_pair
 from tutelage.metrics import overlap_k
+from tutelage.models.base import Sampler
 from tutelage.models.facts import facts_of
-from tutelage.models.local import load_model
+from tutelage.models.local import LocalModel, load_model
 from tutelage.models.served.teacher import ServedTeacher
 from tutelage.runs.directory import full_disk_told, replace_text, to_json
+from tutelage.scale.engines import workers_of
+from tutelage.scale.sampling import SharedSampler
+from tutelage.scale.units import MapUnits
 from tutelage.session import require_objective
 from tutelage.signals import Signal
 from tutelage.types import RenderedPrompt
@@ -189,21 +194,46 @@ def _measure(
     for candidate in candidates:
         if isinstance(candidate.model, ServedTeacher):
             candidate.model.prepare_for(config.objective, k)
-    return [
-        measure_all(
-            Setting(
-                config=sets[name],
-                name=name,
-                student=student,
-                candidates=[replace(c, view=view_in(sets[name], c)) for c in candidates],
-                questions=questions,
-                verify=verify,
-                signals=signals,
-            ),
-            observer,
-        )
-        for name, (questions, verify) in asked.items()
-    ]
+
+    def tell(text: str) -> None:
+        observer({"kind": "note", "text": text})
+
+    with workers_of(config.engine, "student", "teacher", tell=tell) as map_units:
+        samplers = _samplers(compared, student, candidates, map_units)
+        return [
+            measure_all(
+                Setting(
+                    config=sets[name],
+                    name=name,
+                    student=student,
+                    candidates=[replace(c, view=view_in(sets[name], c)) for c in candidates],
+                    questions=questions,
+                    verify=verify,
+                    signals=signals,
+                    map_units=map_units,
+                    samplers=samplers,
+                ),
+                observer,
+            )
+            for name, (questions, verify) in asked.items()
+        ]
+
+
+def _samplers(
+    config: Config, student: LocalModel, candidates: Sequence[Candidate], map_units: MapUnits
+) -> dict[int, Sampler]:
+    """Who draws in place of each model that is loaded here."""
+    places = {"teacher": config.teacher_model, **config.align.teachers}
+    found: dict[int, Sampler] = {
+        id(student): SharedSampler(student, config.student, "student", map_units)
+    }
+    for candidate in candidates:
+        model = candidate.model
+        if isinstance(model, LocalModel) and id(model) not in found:
+            found[id(model)] = SharedSampler(
+                model, places[candidate.name], candidate.name, map_units
+            )
+    return found
 
 
 def _between(measured: Sequence[Measurements]) -> dict[str, Any]:

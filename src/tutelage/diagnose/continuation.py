@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tutelage.data.verify import Verify, judge
-from tutelage.models.base import Teacher
+from tutelage.models.base import Sampler, Teacher
 from tutelage.models.local import decode_text
 from tutelage.ops.intervals import difference_interval
 from tutelage.types import RenderedPrompt, Rollout, SamplingParams
@@ -65,8 +65,12 @@ def right_shares(
     samples: int,
     seed: int,
     as_teacher: bool,
+    sampler: Sampler | None = None,
 ) -> np.ndarray:
-    """Share of a model's right continuations [answers, depths]; NaN where none could be judged."""
+    """Share of a model's right continuations [answers, depths]; NaN where none could be judged.
+
+    `sampler` draws in its place.
+    """
     prompts: list[RenderedPrompt] = []
     starts: list[tuple[Rollout, tuple[int, ...]]] = []
     for answer in answers:
@@ -82,7 +86,9 @@ def right_shares(
                 )
             )
             starts.append((answer, kept))
-    drawn = model.sample(prompts, params, group_size=samples, seed=seed, step=CONTINUATION_STEP)
+    drawn = (sampler or model).sample(
+        prompts, params, group_size=samples, seed=seed, step=CONTINUATION_STEP
+    )
     whole = [
         replace(
             continuation,

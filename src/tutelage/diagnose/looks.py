@@ -22,7 +22,7 @@ from tutelage.metrics import (
     summarise_rollouts,
     summarise_tokens,
 )
-from tutelage.models.base import Teacher
+from tutelage.models.base import Sampler
 from tutelage.ops.alignment.pooling import Estimate
 from tutelage.runs.directory import finite
 from tutelage.signals import Signal
@@ -125,7 +125,7 @@ def views_of(
 
 
 def sample_teacher(
-    teacher: Teacher,
+    teacher: Sampler,
     rollouts: Sequence[Rollout],
     verify: Verify | None,
     params: SamplingParams,

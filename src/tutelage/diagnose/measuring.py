@@ -79,7 +79,7 @@ def measure_all(setting: Setting, observer: Observer) -> Measurements:
     """Draw the student once, and measure every teacher on what it drew."""
     config, student = setting.config, setting.student
     samples, seed = config.check.samples, config.run.seed
-    drawn = student.sample(
+    drawn = setting.sampler_of(student).sample(
         setting.questions, setting.params, group_size=samples, seed=seed, step=LOOK_STEP
     )
     if setting.verify is not None:
@@ -188,7 +188,12 @@ def _look(
     table, rows = agree(models, seen, k, config.objective)
     agreement, intervals = agreement_of(seen, table, rows), intervals_of(seen, table, rows)
     theirs = sample_teacher(
-        teacher, seen, setting.verify, setting.params, samples=samples, seed=seed
+        setting.sampler_of(teacher),
+        seen,
+        setting.verify,
+        setting.params,
+        samples=samples,
+        seed=seed,
     )
     capability = capability_of(answers, theirs, samples)
     if novelty := novelty_of(models, theirs, seen, k):
@@ -282,6 +287,7 @@ def _continue(
         samples=config.check.continuations,
         seed=config.run.seed,
         as_teacher=as_teacher,
+        sampler=setting.sampler_of(model),
     )
 
 

@@ -1,17 +1,20 @@
 """One prompt set with everyone who is compared on it, and the small alignment of a check."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from tutelage.alignment.bench import Bench, blocks, conclude, grow, places, plant
+from tutelage.alignment.bench import Bench, conclude, places, plant
 from tutelage.alignment.estimates import Alignment
+from tutelage.alignment.growing import records_of
 from tutelage.alignment.job import move_of
 from tutelage.alignment.spines import Candidate
 from tutelage.alignment.tree import Tree
 from tutelage.config import Config, Full, ReverseKL
 from tutelage.data.verify import Verify
 from tutelage.errors import DataError, UsageError
+from tutelage.models.base import Sampler, Teacher
 from tutelage.models.local import LocalModel
+from tutelage.scale.units import MapUnits, in_process
 from tutelage.signals import Signal
 from tutelage.types import RenderedPrompt, Rollout, SamplingParams
 
@@ -37,6 +40,14 @@ class Setting:
     """Judges an answer; None where nobody does."""
     signals: Mapping[str, Sequence[Signal]]
     """What was noticed of each teacher without weights."""
+    map_units: MapUnits = in_process
+    """Who does what falls into units."""
+    samplers: Mapping[int, Sampler] = field(default_factory=dict)
+    """Who draws in a model's place, by the model's `id`; a model draws itself without."""
+
+    def sampler_of(self, model: Teacher) -> Sampler:
+        """Who draws what this model would."""
+        return self.samplers.get(id(model), model)
 
     @property
     def params(self) -> SamplingParams:
@@ -92,11 +103,7 @@ def align_small(setting: Setting, drawn: Sequence[Rollout]) -> tuple[Alignment |
             f"{setting.name}: check.budget {config.check.budget:,} pays for an alignment on "
             f"{asked} of {len(setting.questions)} questions"
         )
-    records = [
-        {"unit": branch.name, **record}
-        for part in blocks(tree, setting.student.batch_size)
-        for branch, record in grow(bench, tree, part)
-    ]
+    records = records_of(bench, tree, setting.map_units, config)
     return conclude(bench, tree, records), notes
 
 

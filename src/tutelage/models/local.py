@@ -35,6 +35,28 @@ from tutelage.ops.projection import Head
 from tutelage.ops.sampling import uniforms
 from tutelage.types import Batch, RenderedPrompt, Rollout, SamplingParams
 
+Draw = tuple[RenderedPrompt, int]
+"""A sample to draw: of which prompt, and which of its samples."""
+
+
+def draws_of(
+    prompts: Sequence[RenderedPrompt],
+    group_size: int,
+    only: Callable[[str, int], bool] = lambda prompt_id, index: True,
+) -> list[Draw]:
+    """`group_size` samples of each prompt, prompt by prompt, without those `only` leaves out."""
+    return [
+        (prompt, index)
+        for prompt in prompts
+        for index in range(group_size)
+        if only(prompt.prompt.id, index)
+    ]
+
+
+def by_length(draws: Sequence[Draw]) -> list[int]:
+    """Places in the order of decoding: neighbours in length share a batch, so little is padding."""
+    return sorted(range(len(draws)), key=lambda i: len(draws[i][0].ids))
+
 
 @dataclass(frozen=True, slots=True)
 class LocalJudgement:
@@ -167,57 +189,60 @@ class LocalModel:
         only: Callable[[str, int], bool] = lambda prompt_id, index: True,
     ) -> list[Rollout]:
         """`group_size` rollouts of each prompt, prompt by prompt."""
-        jobs = [
-            (prompt, index)
-            for prompt in prompts
-            for index in range(group_size)
-            if only(prompt.prompt.id, index)
-        ]
-        # Neighbours in length share a batch, so little of it is padding.
-        order = sorted(range(len(jobs)), key=lambda i: len(jobs[i][0].ids))
+        draws = draws_of(prompts, group_size, only)
         rollouts: dict[int, Rollout] = {}
+        order = by_length(draws)
 
         def sample_next(size: int) -> None:
             places = order[len(rollouts) : len(rollouts) + size]
-            chosen = [jobs[i] for i in places]
-            draws = torch.stack(
-                [
-                    torch.from_numpy(
-                        uniforms(params.max_new_tokens, seed, step, prompt.prompt.id, index)
-                    )
-                    for prompt, index in chosen
-                ]
+            rollouts.update(
+                zip(places, self.draw([draws[i] for i in places], params, seed, step), strict=True)
             )
-            with self._as_set():
-                completions = decode(
-                    self.model,
-                    [prompt.ids for prompt, _ in chosen],
-                    draws.to(self.device),
-                    params,
-                    [prompt.max_new_tokens or params.max_new_tokens for prompt, _ in chosen],
-                    self.stop_ids,
-                    self.vocabulary,
-                )
-            for place, (prompt, index), completion in zip(places, chosen, completions, strict=True):
-                rollouts[place] = Rollout(
-                    prompt=prompt.prompt,
-                    index=index,
-                    prompt_ids=prompt.ids,
-                    teacher_prompt_ids=prompt.teacher_ids,
-                    completion_ids=completion.ids,
-                    logprobs=completion.logprobs,
-                    finish_reason=completion.finish_reason,
-                    text=self.decode_text(completion.ids),
-                    policy_step=self.policy_step,
-                )
 
         def told(size: int, reason: str) -> None:
             self.batch_size = size
 
-        while len(rollouts) < len(jobs):
-            size = min(self.batch_size, len(jobs) - len(rollouts))
+        while len(rollouts) < len(draws):
+            size = min(self.batch_size, len(draws) - len(rollouts))
             halve_until_it_fits(sample_next, size, told, "Lower rollout.max_new_tokens.")
-        return [rollouts[i] for i in range(len(jobs))]
+        return [rollouts[i] for i in range(len(draws))]
+
+    def draw(
+        self, draws: Sequence[Draw], params: SamplingParams, seed: int, step: int
+    ) -> list[Rollout]:
+        """Rollouts of these samples, decoded as one batch."""
+        uniform = torch.stack(
+            [
+                torch.from_numpy(
+                    uniforms(params.max_new_tokens, seed, step, prompt.prompt.id, index)
+                )
+                for prompt, index in draws
+            ]
+        )
+        with self._as_set():
+            completions = decode(
+                self.model,
+                [prompt.ids for prompt, _ in draws],
+                uniform.to(self.device),
+                params,
+                [prompt.max_new_tokens or params.max_new_tokens for prompt, _ in draws],
+                self.stop_ids,
+                self.vocabulary,
+            )
+        return [
+            Rollout(
+                prompt=prompt.prompt,
+                index=index,
+                prompt_ids=prompt.ids,
+                teacher_prompt_ids=prompt.teacher_ids,
+                completion_ids=completion.ids,
+                logprobs=completion.logprobs,
+                finish_reason=completion.finish_reason,
+                text=self.decode_text(completion.ids),
+                policy_step=self.policy_step,
+            )
+            for (prompt, index), completion in zip(draws, completions, strict=True)
+        ]
 
     def save(self, folder: Path) -> None:
         """What is trained, as transformers or peft saves it, and the tokenizer."""

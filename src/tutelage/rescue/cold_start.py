@@ -5,12 +5,13 @@ check -> answers of the teacher -> filter -> imitation -> a student -> check -> 
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tutelage.config import Config, dump_config
-from tutelage.data.verify import Verify, choose_verifier
+from tutelage.config import Config, DataConfig, LocalEngine, dump_config
+from tutelage.data.verify import Verify, choose_verifier, make_verifier, verifier_settings
 from tutelage.diagnose.checking import check
 from tutelage.errors import DataError, UsageError
 from tutelage.models.checkpoints import pin_models
@@ -18,7 +19,7 @@ from tutelage.models.compatibility import require_context
 from tutelage.models.facts import Facts, disagreements, facts_of
 from tutelage.ops.intervals import difference_interval
 from tutelage.publishing import STUDENT, card, changed_settings, source_name, write_student
-from tutelage.rescue.cold_start_rollouts import Tally, fill_slots
+from tutelage.rescue.cold_start_rollouts import AnswerBench, Tally, fill_slots
 from tutelage.rescue.cold_start_summary import Added
 from tutelage.rescue.sft import Imitated, imitate
 from tutelage.runs.directory import (
@@ -36,10 +37,11 @@ from tutelage.runs.interrupts import Interrupts
 from tutelage.runs.ledger import Ledger
 from tutelage.runs.lock import locked
 from tutelage.runs.resuming import reopen
+from tutelage.scale.engines import workers_of
 from tutelage.session import digest, load_teacher, split_prompts
 from tutelage.trainer import Observer
 from tutelage.training import TrainResult, train
-from tutelage.types import RenderedPrompt, Rollout
+from tutelage.types import RenderedPrompt, Rollout, SamplingParams
 from tutelage.views import render_both_sides
 
 _SHOW_EVERY_S = 2.0
@@ -181,11 +183,7 @@ def _questions(config: Config) -> tuple[list[RenderedPrompt], Verify | None]:
     for signal in disagreements(student, teacher):
         if signal.severity == "stop":
             raise UsageError(f"{signal.evidence}. {signal.advice}")
-    data = config.data
-    if settings.prompts is not None:
-        data = data.model_copy(
-            update={"prompts": settings.prompts, "eval_prompts": data.eval_prompts or data.prompts}
-        )
+    data = _data(config)
     prompts, _, _ = split_prompts(config.model_copy(update={"data": data}))
     if settings.questions is not None and settings.questions < len(prompts):
         count = settings.questions
@@ -197,6 +195,16 @@ def _questions(config: Config) -> tuple[list[RenderedPrompt], Verify | None]:
         raise DataError(f"{data.prompts} leaves no question for the teacher{why}")
     _require_rooms(config, asked, student, teacher)
     return asked, verify
+
+
+def _data(config: Config) -> DataConfig:
+    """Where questions come from; the run's own stay held out where the cold start has others."""
+    data, prompts = config.data, config.cold_start.prompts
+    if prompts is None:
+        return data
+    return data.model_copy(
+        update={"prompts": prompts, "eval_prompts": data.eval_prompts or data.prompts}
+    )
 
 
 def _require_rooms(
@@ -236,33 +244,55 @@ def _answers(
 ) -> tuple[list[Rollout], Tally]:
     """What the teacher says that can be imitated; the teacher is gone afterwards."""
     started = shown = time.monotonic()
-    teacher = load_teacher(config.teacher_model, "teacher")
     rows = facts_of(config.student, "student").rows
-    teacher.vocabulary = min(teacher.vocabulary, rows or teacher.vocabulary)
-    teacher.batch_size = config.rollout.batch_size
 
-    def after(tally: Tally) -> None:
-        nonlocal shown
+    def heed() -> None:
         interrupts.heed(
             f"; every answer is kept in {run.path}; continue with the same command and --resume"
         )
+
+    def after(tally: Tally) -> None:
+        nonlocal shown
         if time.monotonic() - shown > _SHOW_EVERY_S:
             observer({"kind": "answers", **tally.to_dict()})
             shown = time.monotonic()
 
-    answers, tally = fill_slots(
-        teacher,
-        asked,
-        verify,
-        config.cold_start,
-        Ledger(run.path / "rollouts.jsonl"),
-        max_new_tokens=_max_new_tokens(config),
-        seed=config.run.seed,
-        after=after,
-    )
+    def tell(text: str) -> None:
+        observer({"kind": "note", "text": text})
+
+    served = config.teacher_model.server is not None
+    bench = replace(_bench(config, rows), verify=verify)
+    with workers_of(LocalEngine() if served else config.engine, "teacher", tell=tell) as map_units:
+        answers, tally = fill_slots(
+            bench,
+            asked,
+            config.cold_start,
+            Ledger(run.path / "rollouts.jsonl"),
+            after=after,
+            heed=heed,
+            map_units=map_units,
+            elsewhere=partial(_bench, config, rows),
+        )
     observer({"kind": "answers", **tally.to_dict()})
     seconds["answers"] = time.monotonic() - started
     return answers, tally
+
+
+def _bench(config: Config, rows: int | None) -> AnswerBench:
+    """The teacher at work; `rows` is the size of the student's head."""
+    teacher = load_teacher(config.teacher_model, "teacher")
+    teacher.vocabulary = min(teacher.vocabulary, rows or teacher.vocabulary)
+    teacher.batch_size = config.rollout.batch_size
+    judged_by, own = verifier_settings(_data(config)), config.cold_start
+    return AnswerBench(
+        teacher=teacher,
+        verify=None if judged_by is None else make_verifier(judged_by),
+        params=SamplingParams(
+            max_new_tokens=_max_new_tokens(config), temperature=own.temperature, top_p=own.top_p
+        ),
+        right_only=own.right_only,
+        seed=config.run.seed,
+    )
 
 
 def _with_student(config: Config, path: Path) -> Config:

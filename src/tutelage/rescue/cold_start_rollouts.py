@@ -20,6 +20,7 @@ from tutelage.models.base import Teacher
 from tutelage.models.local import decode_text
 from tutelage.rescue.degenerate import find_repetition
 from tutelage.runs.ledger import Ledger
+from tutelage.scale.units import Job, MapUnits, in_process, nothing
 from tutelage.types import RenderedPrompt, Rollout, SamplingParams
 
 FIRST_ATTEMPT = -100
@@ -71,58 +72,97 @@ class Tally:
         return {**vars(self), "dropped": dropped, "rejected": dict(self.rejected.most_common())}
 
 
+@dataclass(frozen=True, slots=True)
+class AnswerBench:
+    """What drawing an answer takes."""
+
+    teacher: Teacher
+    """Who answers."""
+    verify: Verify | None
+    """Who judges."""
+    params: SamplingParams
+    """How answers are drawn."""
+    right_only: bool
+    """As `ColdStartConfig.right_only`."""
+    seed: int
+    """Decides every draw."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerBatch:
+    """Slots that are tried together."""
+
+    slots: tuple[tuple[RenderedPrompt, int], ...]
+    """Question, as the teacher reads it, and index."""
+    attempt: int
+    """How often they were tried before."""
+
+
+def answer(bench: AnswerBench, batch: AnswerBatch) -> list[tuple[str, dict[str, Any]]]:
+    """A line of the ledger for each slot of a batch, by its unit."""
+    wanted = {(prompt.prompt.id, index) for prompt, index in batch.slots}
+    drawn = bench.teacher.sample(
+        list({prompt.prompt.id: prompt for prompt, _ in batch.slots}.values()),
+        bench.params,
+        group_size=1 + max(index for _, index in batch.slots),
+        seed=bench.seed,
+        step=FIRST_ATTEMPT - batch.attempt,
+        only=lambda id_, index: (id_, index) in wanted,
+    )
+    judged = drawn if bench.verify is None else judge(drawn, bench.verify)
+    return [
+        (_unit(r.prompt.id, r.index, batch.attempt), _line(r, rejection(r, bench.right_only)))
+        for r in judged
+    ]
+
+
 def fill_slots(
-    teacher: Teacher,
+    bench: AnswerBench,
     prompts: Sequence[RenderedPrompt],
-    verify: Verify | None,
     settings: ColdStartConfig,
     ledger: Ledger,
     *,
-    max_new_tokens: int,
-    seed: int,
     after: Callable[[Tally], None] = lambda tally: None,
+    heed: Callable[[], None] = nothing,
+    map_units: MapUnits = in_process,
+    elsewhere: Callable[[], AnswerBench] | None = None,
 ) -> tuple[list[Rollout], Tally]:
     """Draw until every slot has an answer or no attempt left; the answers, and what was counted.
 
     Answers stand under the question as the student reads it. `after` sees the counts after every
-    batch, and may raise to stop.
+    batch; `heed` is called between batches, and may raise to stop. Workers in other processes load
+    what `elsewhere` loads.
 
     Raises:
         GuardStop: nothing that the teacher says can be imitated.
     """
     by_id = {prompt.prompt.id: prompt for prompt in prompts}
     names = [(id_, index) for id_ in by_id for index in range(settings.rollouts)]
-    params = SamplingParams(
-        max_new_tokens=max_new_tokens, temperature=settings.temperature, top_p=settings.top_p
-    )
     tally = Tally(slots=len(names))
     for name in names:
         for line in _tries(*name, ledger):
             tally.add(line)
+
+    def between() -> None:
+        _require_some(tally, HOPELESS)
+        heed()
+
+    job = Job(prepare=elsewhere or (lambda: bench), work=answer, here=bench)
     for attempt in range(settings.attempts if settings.temperature else 1):
-        for batch in _batches(_open(names, attempt, ledger), teacher.batch_size):
-            _require_some(tally, HOPELESS)
-            wanted = set(batch)
-
-            def is_wanted(id_: str, index: int, wanted: set[tuple[str, int]] = wanted) -> bool:
-                return (id_, index) in wanted
-
-            drawn = teacher.sample(
-                [by_id[id_].for_teacher() for id_ in dict.fromkeys(id_ for id_, _ in batch)],
-                params,
-                group_size=settings.rollouts,
-                seed=seed,
-                step=FIRST_ATTEMPT - attempt,
-                only=is_wanted,
+        units = {
+            f"{_unit(*batch[0], attempt)} and its batch": AnswerBatch(
+                tuple((by_id[id_].for_teacher(), index) for id_, index in batch), attempt
             )
-            for rollout in drawn if verify is None else judge(drawn, verify):
-                line = _line(rollout, rejection(rollout, settings.right_only))
-                ledger.record(_unit(rollout.prompt.id, rollout.index, attempt), line)
+            for batch in _batches(_open(names, attempt, ledger), bench.teacher.batch_size)
+        }
+        for _, lines in map_units(job, units, between=between):
+            for unit, line in lines:
+                ledger.record(unit, line)
                 tally.add(line)
             after(tally)
     _require_some(tally, 1)
     kept = [
-        _answer(by_id[id_], index, line, teacher.tokenizer)
+        _answer(by_id[id_], index, line, bench.teacher.tokenizer)
         for id_, index in names
         for line in _tries(id_, index, ledger)
         if not line["rejected"]

@@ -101,3 +101,27 @@ class Interrupts:
                 raise Stop(name)
         elif now > self._since + _SAME_REQUEST_S or name == self.requested == "SIGINT":
             raise KeyboardInterrupt
+
+
+@contextmanager
+def held_signals(signals: tuple[signal.Signals, ...] = SIGNALS) -> Iterator[None]:
+    """Signals wait until the block ends, and then go to whoever had them before it.
+
+    For calls of libraries that neither end at a signal nor let an exception of its handler
+    through, or that put a handler of their own in its place. They must be short.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {n: signal.getsignal(n) for n in signals}
+    heard = [n for n in signals if before[n] is not signal.SIG_IGN and before[n] is not None]
+    for number in heard:
+        signal.signal(number, lambda n, frame: came.append(n))
+    try:
+        yield
+    finally:
+        for number in heard:
+            signal.signal(number, before[number])
+        for caught in came:
+            signal.raise_signal(caught)

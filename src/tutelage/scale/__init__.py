@@ -1,0 +1,1 @@
+"""Work that falls into units, done here or by workers elsewhere."""

@@ -1,0 +1,230 @@
+"""Workers that Ray places: actors that load once, do units, and are replaced when they die.
+
+Ray schedules, starts, watches and carries; here is only who gets which unit next, and what a
+death means.
+"""
+
+import itertools
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tutelage.config import RayEngine, Resources
+from tutelage.errors import MachineError, TutelageError
+from tutelage.runs.interrupts import held_signals
+from tutelage.scale.cluster import connect, resources_told
+from tutelage.scale.units import Held, Job, Result, Unit, nothing
+from tutelage.scale.worker import Worker, versions
+
+_LOOK_S = 0.1
+"""Longest call of Ray: signals wait for its end."""
+_AHEAD = 2
+"""Units that a worker has at once, the one it does included, while there are plenty."""
+_TRIES = 2
+"""A unit whose worker died is given to one more."""
+_TOLD = 400
+"""Characters of what Ray says of a death."""
+
+
+class WorkerLost(MachineError):
+    """A unit ended two workers, or none is left."""
+
+
+@dataclass
+class _Hired:
+    """A worker, and the calls that it has not answered."""
+
+    actor: Any
+    since: float
+    """When it was asked to start, or began what it does."""
+    hello: Any | None
+    """The call that it answers once it has started; None: it has."""
+    doing: deque[tuple[str, Any]] = field(default_factory=deque)
+    """Units it was given and their calls, the oldest first: that one it does."""
+    learnt: set[int] = field(default_factory=set)
+    """Jobs it was told of."""
+
+    @property
+    def call(self) -> Any | None:
+        """What it will answer next."""
+        return self.hello or (self.doing[0][1] if self.doing else None)
+
+
+class RayWorkers:
+    """A `MapUnits` whose workers live as long as it is entered.
+
+    Its errors besides those of units: `ServerError` where Ray does not answer, `MachineError` where
+    workers cannot be had, are of other versions or die twice over one unit.
+    """
+
+    def __init__(
+        self, settings: RayEngine, needs: Resources, tell: Callable[[str], None] = lambda text: None
+    ) -> None:
+        self._settings, self._needs, self._tell = settings, needs, tell
+        self._workers: list[_Hired] = []
+        self._numbers = itertools.count()
+
+    def __enter__(self) -> "RayWorkers":
+        with held_signals():
+            self._ray, self._leave = connect(self._settings, self._needs)
+        try:
+            with held_signals():
+                self._actor = self._ray.remote(
+                    num_cpus=self._needs.cpus, num_gpus=self._needs.gpus, max_restarts=0
+                )(Worker)
+                for _ in range(self._settings.workers):
+                    self._hire()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with held_signals():
+            for worker in self._workers:
+                self._ray.kill(worker.actor)
+            self._workers = []
+            self._leave()
+
+    def __call__(
+        self,
+        job: Job[Held, Unit, Result],
+        units: Mapping[str, Unit],
+        *,
+        between: Callable[[], None] = nothing,
+    ) -> Iterator[tuple[str, Result]]:
+        """Every unit's name with its result, as they come."""
+        number, todo, deaths = next(self._numbers), deque(units), Counter[str]()
+        finished: list[tuple[str, Result]] = []
+        try:
+            while todo or any(worker.doing for worker in self._workers):
+                between()
+                failure: Exception | None = None
+                try:
+                    with held_signals():
+                        self._give(number, job, units, todo)
+                        self._collect(finished, todo, deaths)
+                except Exception as error:  # what is finished goes first
+                    failure = error
+                while finished:
+                    yield finished.pop(0)
+                if failure is not None:
+                    raise failure
+            between()
+        finally:
+            for worker in self._workers:
+                worker.doing.clear()
+
+    def _hire(self) -> None:
+        import os
+
+        threads = max(1, int(self._needs.cpus))
+        actor = self._actor.remote(os.getcwd(), threads)
+        self._workers.append(_Hired(actor, time.monotonic(), actor.about.remote()))
+
+    def _give(
+        self, number: int, job: Job[Any, Unit, Any], units: Mapping[str, Unit], todo: deque[str]
+    ) -> None:
+        """Hand out units, one each before a second one to any."""
+        for ahead in range(1, _AHEAD + 1):
+            for worker in self._workers:
+                if worker.hello is not None or len(worker.doing) >= ahead:
+                    continue
+                if not todo or (ahead > 1 and len(todo) <= len(self._workers)):
+                    return
+                if number not in worker.learnt:
+                    worker.actor.learn.remote(number, job.prepare, job.work)
+                    worker.learnt.add(number)
+                if not worker.doing:
+                    worker.since = time.monotonic()
+                name = todo.popleft()
+                worker.doing.append((name, worker.actor.do.remote(number, units[name])))
+
+    def _collect(
+        self, finished: list[tuple[str, Any]], todo: deque[str], deaths: Counter[str]
+    ) -> None:
+        """Take what is answered, notice who is dead or late."""
+        errors = self._ray.exceptions
+        due = {worker.call: worker for worker in self._workers if worker.call is not None}
+        ready, _ = self._ray.wait(list(due), timeout=_LOOK_S)
+        for call in ready:
+            worker = due[call]
+            try:
+                answer = self._ray.get(call)
+            except errors.RayTaskError as error:
+                if isinstance(error.cause, TutelageError):
+                    raise error.cause from None
+                raise
+            except errors.RayError as error:
+                self._lost(worker, _first_words(error), todo, deaths)
+                continue
+            if worker.hello is not None:
+                _require_same(answer)
+                worker.hello = None
+            else:
+                finished.append((worker.doing.popleft()[0], answer))
+            worker.since = time.monotonic()
+        for worker in list(self._workers):
+            waited = time.monotonic() - worker.since
+            if worker.hello is not None and waited > self._settings.start_s:
+                self._never_started(worker)
+            elif worker.doing and waited > self._settings.unit_s:
+                why = f"it was not done after engine.unit_s {self._settings.unit_s:g} s"
+                self._lost(worker, why, todo, deaths)
+
+    def _lost(self, worker: _Hired, why: str, todo: deque[str], deaths: Counter[str]) -> None:
+        """Replace a worker; the unit that it was doing is tried once more."""
+        self._workers.remove(worker)
+        self._ray.kill(worker.actor)  # where it merely hung
+        if worker.hello is not None:
+            raise WorkerLost(f"a worker died while it started: {why}")
+        name = worker.doing[0][0]
+        deaths[name] += 1
+        todo.extendleft(reversed([unit for unit, _ in worker.doing]))
+        if deaths[name] == _TRIES:
+            raise WorkerLost(
+                f"the unit {name} was given to two workers and neither lived to finish it: {why}. "
+                "What is finished is kept. A lack of memory is the usual cause: lower "
+                "rollout.batch_size, give fewer workers a host, and start the same command again "
+                "(with --resume, where it has one)"
+            )
+        self._tell(f"a worker died ({why}); another one does the unit {name}")
+        self._hire()
+
+    def _never_started(self, worker: _Hired) -> None:
+        """Go on without it, if there are others."""
+        self._workers.remove(worker)
+        self._ray.kill(worker.actor)
+        told = (
+            f"a worker had not started after engine.start_s {self._settings.start_s:g} s: it needs "
+            f"{_needs_told(self._needs)}, and {resources_told(self._ray)}"
+        )
+        if not self._workers:
+            raise WorkerLost(
+                f"{told}; let what holds them end, ask for less in engine.student and "
+                "engine.teacher, or raise engine.start_s"
+            )
+        self._tell(f"{told}; the others go on")
+
+
+def _require_same(about: Mapping[str, Any]) -> None:
+    """Refuse a worker whose versions are not this process's."""
+    mine, theirs = versions(), about["versions"]
+    if differ := [name for name in mine if mine[name] != theirs.get(name)]:
+        told = ", ".join(f"{name} {theirs.get(name)}, not {mine[name]}" for name in differ)
+        raise MachineError(
+            f"the worker on {about['host']} has {told}: its results would not be this machine's; "
+            "install the same versions on every host"
+        )
+
+
+def _needs_told(needs: Resources) -> str:
+    return f"{needs.cpus:g} CPU and {needs.gpus:g} GPU"
+
+
+def _first_words(error: Exception) -> str:
+    """What Ray says, without its list of advice."""
+    text = " ".join(str(error).split())
+    return text.split(" Some common causes")[0][-_TOLD:]
