@@ -39,7 +39,7 @@ class RayEngine(Section):
     start_s: PositiveFloat = 300.0
     """Most seconds until Ray has answered and until every worker has started."""
     unit_s: PositiveFloat = 3600.0
-    """Most seconds of one unit, loading included; then its worker counts as dead."""
+    """Most seconds of one unit, or of loading the models; then the worker counts as dead."""
 
     @field_validator("address")
     @classmethod

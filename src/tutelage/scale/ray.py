@@ -38,13 +38,15 @@ class _Hired:
 
     actor: Any
     since: float
-    """When it was asked to start, or began what it does."""
+    """When it was asked to start or to load, or began what it does."""
     hello: Any | None
-    """The call that it answers once it has started; None: it has."""
+    """The call that it answers once it has started, or loaded; None: it has."""
+    loading: int | None = None
+    """The job that it loads for; None: it starts, or does units."""
     doing: deque[tuple[str, Any]] = field(default_factory=deque)
     """Units it was given and their calls, the oldest first: that one it does."""
     learnt: set[int] = field(default_factory=set)
-    """Jobs it was told of."""
+    """Jobs it has loaded for."""
 
     @property
     def call(self) -> Any | None:
@@ -65,6 +67,8 @@ class RayWorkers:
         self._settings, self._needs, self._tell = settings, needs, tell
         self._workers: list[_Hired] = []
         self._numbers = itertools.count()
+        self._falls = 0
+        """Deaths of workers since one has loaded that did no unit yet."""
 
     def __enter__(self) -> "RayWorkers":
         with held_signals():
@@ -104,7 +108,7 @@ class RayWorkers:
                 failure: Exception | None = None
                 try:
                     with held_signals():
-                        self._give(number, job, units, todo)
+                        self._give(number, job, units, todo, deaths)
                         self._collect(finished, todo, deaths)
                 except Exception as error:  # what is finished goes first
                     failure = error
@@ -125,20 +129,31 @@ class RayWorkers:
         self._workers.append(_Hired(actor, time.monotonic(), actor.about.remote()))
 
     def _give(
-        self, number: int, job: Job[Any, Unit, Any], units: Mapping[str, Unit], todo: deque[str]
+        self,
+        number: int,
+        job: Job[Any, Unit, Any],
+        units: Mapping[str, Unit],
+        todo: deque[str],
+        deaths: Counter[str],
     ) -> None:
-        """Hand out units, one each before a second one to any."""
+        """Hand out units, one each before a second one to any.
+
+        What was with a worker that died is done alone, so that a second death has one cause.
+        """
         for ahead in range(1, _AHEAD + 1):
             for worker in self._workers:
                 if worker.hello is not None or len(worker.doing) >= ahead:
                     continue
                 if not todo or (ahead > 1 and len(todo) <= len(self._workers)):
                     return
-                if number not in worker.learnt:
-                    worker.actor.learn.remote(number, job.prepare, job.work)
-                    worker.learnt.add(number)
+                if worker.doing and (deaths[todo[0]] or deaths[worker.doing[0][0]]):
+                    continue
                 if not worker.doing:
                     worker.since = time.monotonic()
+                if number not in worker.learnt:
+                    worker.hello = worker.actor.learn.remote(number, job.prepare, job.work)
+                    worker.loading = number
+                    continue
                 name = todo.popleft()
                 worker.doing.append((name, worker.actor.do.remote(number, units[name])))
 
@@ -160,7 +175,11 @@ class RayWorkers:
             except errors.RayError as error:
                 self._lost(worker, _first_words(error), todo, deaths)
                 continue
-            if worker.hello is not None:
+            if worker.loading is not None:
+                worker.learnt.add(worker.loading)
+                worker.hello = worker.loading = None
+                self._falls = 0
+            elif worker.hello is not None:
                 _require_same(answer)
                 worker.hello = None
             else:
@@ -168,29 +187,40 @@ class RayWorkers:
             worker.since = time.monotonic()
         for worker in list(self._workers):
             waited = time.monotonic() - worker.since
-            if worker.hello is not None and waited > self._settings.start_s:
-                self._never_started(worker)
-            elif worker.doing and waited > self._settings.unit_s:
+            if worker.call is None:
+                continue
+            if worker.hello is not None and worker.loading is None:
+                if waited > self._settings.start_s:
+                    self._never_started(worker)
+            elif waited > self._settings.unit_s:
                 why = f"it was not done after engine.unit_s {self._settings.unit_s:g} s"
                 self._lost(worker, why, todo, deaths)
 
     def _lost(self, worker: _Hired, why: str, todo: deque[str], deaths: Counter[str]) -> None:
-        """Replace a worker; the unit that it was doing is tried once more."""
+        """Replace a worker; the units that it had are tried once more.
+
+        Which of them ended it is not known: the answer to one may be lost with the next.
+        """
         self._workers.remove(worker)
         self._ray.kill(worker.actor)  # where it merely hung
         if worker.hello is not None:
-            raise WorkerLost(f"a worker died while it started: {why}")
-        name = worker.doing[0][0]
-        deaths[name] += 1
-        todo.extendleft(reversed([unit for unit, _ in worker.doing]))
-        if deaths[name] == _TRIES:
+            self._falls += 1
+            if self._falls > self._settings.workers:
+                raise WorkerLost(
+                    f"{self._falls} workers died before they had loaded: {why}. A lack of memory "
+                    "is the usual cause: give fewer workers a host"
+                )
+        had = [name for name, _ in worker.doing]
+        deaths.update(had)
+        todo.extendleft(reversed(had))
+        if lost := next((name for name in had if deaths[name] == _TRIES), None):
             raise WorkerLost(
-                f"the unit {name} was given to two workers and neither lived to finish it: {why}. "
+                f"the unit {lost} was given to two workers and neither lived to finish it: {why}. "
                 "What is finished is kept. A lack of memory is the usual cause: lower "
                 "rollout.batch_size, give fewer workers a host, and start the same command again "
                 "(with --resume, where it has one)"
             )
-        self._tell(f"a worker died ({why}); another one does the unit {name}")
+        self._tell(f"a worker died ({why}); another one takes its place")
         self._hire()
 
     def _never_started(self, worker: _Hired) -> None:

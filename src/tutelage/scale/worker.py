@@ -33,23 +33,20 @@ class Worker:
         if os.path.isdir(folder):  # so that relative paths mean the same, where disks are shared
             os.chdir(folder)
         self._threads = threads
-        self._jobs: dict[int, tuple[Callable[[], Any], Callable[[Any, Any], Any]]] = {}
-        self._held: dict[int, Any] = {}
+        self._jobs: dict[int, tuple[Any, Callable[[Any, Any], Any]]] = {}
 
     def about(self) -> dict[str, Any]:
         """Where it is, and of which versions."""
         return {"host": socket.gethostname(), "pid": os.getpid(), "versions": versions()}
 
     def learn(self, job: int, prepare: Callable[[], Any], work: Callable[[Any, Any], Any]) -> None:
-        """Take note of a job; it is prepared when its first unit comes."""
-        self._jobs[job] = prepare, work
+        """Load what a job needs."""
+        import torch
+
+        torch.set_num_threads(self._threads)
+        self._jobs[job] = prepare(), work
 
     def do(self, job: int, unit: Any) -> Any:
         """The result of a unit."""
-        prepare, work = self._jobs[job]
-        if job not in self._held:
-            import torch
-
-            torch.set_num_threads(self._threads)
-            self._held[job] = prepare()
-        return work(self._held[job], unit)
+        held, work = self._jobs[job]
+        return work(held, unit)
