@@ -5,6 +5,7 @@ import random
 import re
 import signal
 import socket
+from functools import partial
 
 import pytest
 import ray_units
@@ -56,6 +57,14 @@ def test_a_unit_that_ends_two_workers_ends_the_job_and_what_is_finished_is_kept(
     assert "another one takes its place" in told[0]
     assert len(found) == len(set(found)) >= 3
     assert "unit 3" not in found
+
+
+def test_a_job_that_comes_again_is_not_loaded_again(tmp_path):
+    marks = Job(prepare=partial(ray_units.load_and_mark, str(tmp_path)), work=ray_units.power)
+    with workers(workers=1) as map_units:
+        for _ in range(3):
+            assert len(list(map_units(marks, {"one": 1, "two": 2}))) == 2
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_an_error_of_a_unit_is_the_same_error_here():

@@ -4,7 +4,7 @@ Ray schedules, starts, watches and carries; here is only who gets which unit nex
 death means.
 """
 
-import itertools
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
@@ -66,7 +66,8 @@ class RayWorkers:
     ) -> None:
         self._settings, self._needs, self._tell = settings, needs, tell
         self._workers: list[_Hired] = []
-        self._numbers = itertools.count()
+        self._jobs: list[Job[Any, Any, Any]] = []
+        """Those that workers may have loaded for; one that comes again is not loaded again."""
         self._falls = 0
         """Deaths of workers since one has loaded that did no unit yet."""
 
@@ -100,7 +101,7 @@ class RayWorkers:
         between: Callable[[], None] = nothing,
     ) -> Iterator[tuple[str, Result]]:
         """Every unit's name with its result, as they come."""
-        number, todo, deaths = next(self._numbers), deque(units), Counter[str]()
+        number, todo, deaths = self._number(job), deque(units), Counter[str]()
         finished: list[tuple[str, Result]] = []
         try:
             while todo or any(worker.doing for worker in self._workers):
@@ -121,9 +122,15 @@ class RayWorkers:
             for worker in self._workers:
                 worker.doing.clear()
 
-    def _hire(self) -> None:
-        import os
+    def _number(self, job: Job[Any, Any, Any]) -> int:
+        """What a job is called by workers."""
+        known = next((n for n, other in enumerate(self._jobs) if other is job), None)
+        if known is None:
+            self._jobs.append(job)
+            return len(self._jobs) - 1
+        return known
 
+    def _hire(self) -> None:
         threads = max(1, int(self._needs.cpus))
         actor = self._actor.remote(os.getcwd(), threads)
         self._workers.append(_Hired(actor, time.monotonic(), actor.about.remote()))
