@@ -8,6 +8,7 @@ import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,7 +90,8 @@ class RayWorkers:
     def __exit__(self, *_: object) -> None:
         with held_signals():
             for worker in self._workers:
-                self._ray.kill(worker.actor)
+                with suppress(Exception):  # a cluster that is gone has none to end
+                    self._ray.kill(worker.actor)
             self._workers = []
             self._leave()
 
