@@ -85,7 +85,7 @@ def test_a_second_request_does_not_wait_and_leaves_the_old_checkpoint(
 ):
     path = written(run={"steps": 50})
     first = fault({"where": "tutelage.runs.checkpoints:save_checkpoint", "call": 2}, do=number)
-    slow = {"where": "tutelage.runs.checkpoints:_fill", "call": 2, "do": "wait 1.5"}
+    slow = {"where": "tutelage.runs.checkpoints:begin_checkpoint", "call": 2, "do": "wait 1.5"}
     again = {"where": "tutelage.runs.checkpoints:save_file", "call": 2, "do": number}
     status, told = zygote.run("train", "-c", path, faults=[first, slow, again])
     assert status == 130, told

@@ -10,8 +10,9 @@ import pytest
 from safetensors.torch import load_file
 
 import tutelage.lab
-from helpers import read_jsonl, write_jsonl
+from helpers import read_jsonl
 from tutelage.lab.embedded import EMBEDDED_SPEC
+from tutelage.lab.tasks import write_prompts
 from tutelage.runs.checkpoints import newest_checkpoint, read_checkpoint
 
 KINDS = ("ddp", "fsdp2")
@@ -166,19 +167,18 @@ def test_memory_that_is_full_on_one_rank_halves_the_parts_of_both(pair, written)
 def test_what_ranks_learn_is_as_good(pair, written, tmp_path, kind):
     """Accuracy on 300 questions, within four standard errors of a difference of two proportions,
     which chance exceeds once in 16,000 tests."""
-    prompts = write_jsonl(
-        tmp_path / "prompts.jsonl",
-        [
-            {"id": p.id, "answer": p.answer, "messages": [{"role": "user", "content": p.question}]}
-            for p in EMBEDDED_SPEC.task.eval_prompts(1300, seed=5)
-        ],
-    )
+    task = EMBEDDED_SPEC.task
+    write_prompts(tmp_path / "prompts.jsonl", task.train_prompts(1000, 0))
+    write_prompts(tmp_path / "held_out.jsonl", task.eval_prompts(300))
     zoo, reached = Path(tutelage.lab.__file__).parent / "zoo", {}
     for which in ("none", kind):
         path = written(
             student={"path": str(zoo / "student")},
             teacher={"path": str(zoo / "compatible")},
-            data={"prompts": str(prompts), "held_out": 300},
+            data={
+                "prompts": str(tmp_path / "prompts.jsonl"),
+                "eval_prompts": str(tmp_path / "held_out.jsonl"),
+            },
             rollout={"prompts_per_step": 64, "group_size": 1, "max_new_tokens": 24},
             optimizer={"lr": 1e-3, "betas": [0.9, 0.95]},
             evaluation={"every": 0, "teacher": 0},
