@@ -256,8 +256,8 @@ INNER_SUITES: dict[str, Suite] = {
         draws=("accuracy", "entropy/student", MASS),
         draws_by_place=("entropy/student", "entropy/teacher", MASS),
         caution="The published objective takes the student's top 4 of 32 tokens and leaves the "
-        "rest out. Pilot runs on two other pairs chose it: there the exact one lowers entropy "
-        "everywhere.",
+        "rest out. Pilot runs on two long pairs, one of them seed 1's, chose it: there the exact "
+        "one lowers entropy everywhere.",
         tasks=("running",),
     ),
 }
