@@ -44,6 +44,8 @@ def test_a_law_is_found_and_beats_single_measurements(lawful):
     assert lawful.without_task is None  # there is one task
     assert lawful.coverage.low < 0.9 < lawful.coverage.high
     assert lawful.go.count == 0
+    assert sum(sum(counts.values()) for counts in lawful.verdicts.values()) == 60
+    assert lawful.verdicts["go"]["harmed"] == lawful.verdicts["cold-start"]["gained"] == 0
     assert lawful.collapsed.count > 5
     assert lawful.recovery.pairs < 60
     assert set(lawful.by_kind) == {f"kind {i}" for i in range(5)}

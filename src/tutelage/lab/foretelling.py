@@ -34,6 +34,8 @@ SINGLE = {
 COLLAPSE = -0.1
 """A pair collapsed where its gain lies below this, and is below 0 with its 95 % interval."""
 _GAP = 0.1  # below it the share of the gap that was recovered is mostly noise
+_GAIN = 0.05  # from here on, with a 95 % interval above 0, a pair gained
+_HAPPENED = ("gained", "flat", "harmed")
 _FEWEST_KINDS = 4
 _DRAWS = 1000
 
@@ -58,8 +60,8 @@ class Rank:
     """Spearman's rank correlation with what happened."""
 
     value: float
-    interval: tuple[float, float]
-    """95 %, bootstrap over groups of pairs that share models."""
+    interval: tuple[float, float] | None
+    """95 %, bootstrap over groups of pairs that share models; None where that has no spread."""
     pairs: int
 
 
@@ -83,6 +85,8 @@ class Foretold:
     """Mean absolute error and coverage."""
     single: dict[str, Rank | None]
     """Single measurements, their signs as people mean them."""
+    verdicts: dict[str, dict[str, int]]
+    """Verdict of `check` -> how many gained, stayed flat, were harmed."""
     go: Rate | None
     """Collapsed among those whose verdict is go."""
     collapsed: Rate
@@ -146,12 +150,23 @@ def judge_predictor(rows: Sequence[Row], *, seed: int = 0) -> Foretold | None:
             name: _rank(sign * _column(rows, key), truth, groups, seed)
             for name, (key, sign) in SINGLE.items()
         },
+        verdicts=_verdicts(rows, truth),
         go=_rate(collapsed[go]) if go.any() else None,
         collapsed=_rate(collapsed),
         outside=_rate(outside),
         without_task=_without(rows, "task", truth, groups, seed),
         without_group=_without(in_groups, "group", truth, groups, seed),
     )
+
+
+def _verdicts(rows: Sequence[Row], truth: Floats) -> dict[str, dict[str, int]]:
+    told: dict[str, dict[str, int]] = {}
+    for row, gain in zip(rows, truth, strict=True):
+        gained_it = row["gain_low"] > 0 and gain >= _GAIN
+        word = "gained" if gained_it else "harmed" if row["gain_high"] < 0 else "flat"
+        counts = told.setdefault(row["verdict"], dict.fromkeys(_HAPPENED, 0))
+        counts[word] += 1
+    return told
 
 
 def _without(
@@ -184,10 +199,10 @@ def _rank(values: Floats, truth: Floats, groups: Sequence[str], seed: int) -> Ra
         chosen = np.concatenate([places[i] for i in rng.integers(0, len(places), len(places))])
         if len(set(values[chosen])) > 1 and len(set(truth[chosen])) > 1:
             draws.append(spearmanr(values[chosen], truth[chosen]).statistic)
-    low, high = np.quantile(draws, [0.025, 0.975]) if draws else (np.nan, np.nan)
+    ends = np.quantile(draws, [0.025, 0.975]).tolist() if draws else None
     return Rank(
         value=float(spearmanr(values[there], truth[there]).statistic),
-        interval=(float(low), float(high)),
+        interval=None if ends is None else (ends[0], ends[1]),
         pairs=int(there.sum()),
     )
 
@@ -213,12 +228,19 @@ def foretold_as_text(found: Foretold) -> str:
         *(f"  {name} {_told(rank)}" for name, rank in found.single.items()),
     ]
     rows = [(k, f"{error:.3f}", f"{held:.0%}") for k, (error, held) in found.by_kind.items()]
-    return "\n".join(lines) + "\n\n" + table(("kind", "error", "held"), rows)
+    verdicts = [
+        (word, *(str(counts[name]) for name in _HAPPENED))
+        for word, counts in found.verdicts.items()
+    ]
+    blocks = ["\n".join(lines), table(("kind", "error", "held"), rows)]
+    return "\n\n".join([*blocks, table(("verdict", *_HAPPENED), verdicts)])
 
 
 def _told(rank: Rank | None) -> str:
     if rank is None:
         return "-"
+    if rank.interval is None:
+        return f"{rank.value:+.2f} ({rank.pairs})"
     low, high = rank.interval
     return f"{rank.value:+.2f} [{low:+.2f}, {high:+.2f}] ({rank.pairs})"
 
