@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from tutelage.alignment.job import align
+    from tutelage.cli.completing import completion
     from tutelage.config import Config, load_config, parse_config, presets
     from tutelage.demonstration import demo
     from tutelage.diagnose.checking import check
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from tutelage.rescue.cold_start import cold_start
     from tutelage.rescue.controls import controls
     from tutelage.rescue.prompts import rescue_prompts
+    from tutelage.starting import init
     from tutelage.training import train
     from tutelage.watching.following import watch
 
@@ -35,6 +37,7 @@ _HOMES = {
     "check": "tutelage.diagnose.checking:check",
     "align": "tutelage.alignment.job:align",
     "cold_start": "tutelage.rescue.cold_start:cold_start",
+    "completion": "tutelage.cli.completing:completion",
     "controls": "tutelage.rescue.controls:controls",
     "lab_population": "tutelage.lab.pairing:lab_population",
     "lab_suites": "tutelage.lab.running:lab_suites",
@@ -43,6 +46,7 @@ _HOMES = {
     "demo": "tutelage.demonstration:demo",
     "doctor": "tutelage.diagnose.machine:doctor",
     "explain": "tutelage.diagnose.explaining:explain",
+    "init": "tutelage.starting:init",
     "eval": "tutelage.evaluation:evaluate_model",
     "plan": "tutelage.planning:plan",
     "preview": "tutelage.previewing:preview",
@@ -61,11 +65,13 @@ __all__ = [
     "align",
     "check",
     "cold_start",
+    "completion",
     "controls",
     "demo",
     "doctor",
     "eval",
     "explain",
+    "init",
     "lab_population",
     "lab_suites",
     "load_config",

@@ -12,6 +12,7 @@ from tutelage.terminal import printable
 
 VERBS = {
     "demo": "the main job on the embedded models, in minutes, without network",
+    "init": "write a small config for your own two models, that the other verbs take",
     "check": "is this pair worth training? a verdict with reasons, before any training",
     "plan": "resolved settings, memory and tokens of a run; touches no weights",
     "preview": "the exact tokens that both sides read of the first prompts",
@@ -26,6 +27,7 @@ VERBS = {
     "report": "one HTML page from one or more run directories",
     "doctor": "machine, versions, extras, and what the servers of a run can do",
     "lab": "published phenomena on tiny models, each with a verdict over seeds",
+    "completion": "what bash, zsh or fish completes: verbs, flags, settings and their values",
 }
 
 
@@ -73,6 +75,6 @@ def overview() -> str:
         "",
         "usage: tutelage VERB [options]        tutelage VERB --help",
         "",
-        *(f"  {verb:8} {summary}" for verb, summary in VERBS.items()),
+        *(f"  {verb:10} {summary}" for verb, summary in VERBS.items()),
     ]
     return "\n".join(lines)
