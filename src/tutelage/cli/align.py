@@ -6,12 +6,12 @@ from typing import Annotated, Any
 
 import tyro
 
-from tutelage.cli.arguments import parse_with_settings, print_json, put, settings_help
+from tutelage.cli.arguments import parse_with_settings, print_json, put
 
 
 def run(words: Sequence[str]) -> None:
     """Read the arguments and call the verb."""
-    parse_with_settings(align, words)
+    parse_with_settings(align, words, tell_settings=True)
 
 
 def align(
@@ -87,9 +87,3 @@ def align(
             )
 
     return call
-
-
-align.__doc__ = (align.__doc__ or "").replace(
-    "    Args:",
-    f"    Settings, from the file or as flags (later wins):\n\n{settings_help()}\n\n    Args:",
-)

@@ -11,6 +11,7 @@ import tyro
 from tutelage.terminal import printable
 
 T = TypeVar("T")
+SETTINGS_TOLD = "Settings, from the file or as flags (later wins):"
 SETTINGS_HELP = Path(__file__).with_name("settings.txt")
 
 
@@ -19,14 +20,23 @@ def parse(verb: Callable[..., T], words: Sequence[str]) -> T:
     return tyro.cli(verb, args=list(words), prog=_prog(verb), description=_page(verb))
 
 
-def parse_with_settings(verb: Callable[..., Callable[[list[str]], T]], words: Sequence[str]) -> T:
-    """Call `verb` with its flags; what it returns gets the `--section.key value` words."""
+def parse_with_settings(
+    verb: Callable[..., Callable[[list[str]], T]],
+    words: Sequence[str],
+    *,
+    tell_settings: bool = False,
+) -> T:
+    """Call `verb` with its flags; what it returns gets the `--section.key value` words.
+
+    With `tell_settings` the help page holds every setting.
+    """
     rest: list[str]
+    told = f"\n\n{SETTINGS_TOLD}\n\n{settings_help()}" if tell_settings else ""
     call, rest = tyro.cli(
         verb,
         args=list(words),
         prog=_prog(verb),
-        description=_page(verb),
+        description=_page(verb) + told,
         return_unknown_args=True,
     )
     return call(rest)

@@ -6,14 +6,14 @@ from typing import Annotated, Any
 
 import tyro
 
-from tutelage.cli.arguments import parse_with_settings, print_json, put, settings_help
+from tutelage.cli.arguments import parse_with_settings, print_json, put
 
 NOT_GO = 3
 
 
 def run(words: Sequence[str]) -> int:
     """Read the arguments and call the verb; 3 where the verdict is not go."""
-    return parse_with_settings(check, words)
+    return parse_with_settings(check, words, tell_settings=True)
 
 
 def check(
@@ -70,9 +70,3 @@ def check(
         return 0 if found.verdict.word == "go" else NOT_GO
 
     return call
-
-
-check.__doc__ = (check.__doc__ or "").replace(
-    "    Args:",
-    f"    Settings, from the file or as flags (later wins):\n\n{settings_help()}\n\n    Args:",
-)

@@ -97,7 +97,8 @@ class Display:
         if before is not None and (before / "config.yaml").is_file():
             self.view = Follower(before).look().view
             self.view.end = None
-        self.view.steps, self.view.evaluate_every = steps or None, evaluate_every
+        self.steps = self.view.steps = steps or None
+        self.view.evaluate_every = evaluate_every
         self.name, self._clock, self._last = name, clock, clock()
         self.state = "running"
         self.screen = Screen(sys.stderr, self._picture, clock)
@@ -127,6 +128,7 @@ class Display:
     def _show(self, record: Record) -> None:
         kind = record["kind"]
         if kind in ("train", "eval", "probe"):
+            self.view.steps = record.get("of", self.steps)  # of an imitation before the run
             self.view.add(record)
             self._last = self._clock()
         elif kind == "signal":

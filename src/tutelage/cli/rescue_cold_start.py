@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from tutelage.cli.arguments import parse_with_settings, print_json, put, settings_help
+from tutelage.cli.arguments import parse_with_settings, print_json, put
 from tutelage.errors import UsageError
 
 _THEN = "--then"
@@ -24,7 +24,7 @@ def run(words: Sequence[str]) -> None:
                 f"--then {' '.join(follow_up[:1])} cannot follow a cold start; write --then train, "
                 "with -c and settings of its own where they differ"
             )
-    call = parse_with_settings(cold_start, own)
+    call = parse_with_settings(cold_start, own, tell_settings=True)
     call(None if follow_up is None else follow_up[1:])
 
 
@@ -100,9 +100,3 @@ def _settings_of(words: list[str]) -> Any:
             raise UsageError("-c lacks a file; write -c run.yaml")
         path, words = Path(words[place + 1]), words[:place] + words[place + 2 :]
     return load_config(path, words)
-
-
-cold_start.__doc__ = (cold_start.__doc__ or "").replace(
-    "    Args:",
-    f"    Settings, from the file or as flags (later wins):\n\n{settings_help()}\n\n    Args:",
-)

@@ -6,12 +6,12 @@ from typing import Annotated
 
 import tyro
 
-from tutelage.cli.arguments import parse_with_settings, print_json, put, settings_help
+from tutelage.cli.arguments import parse_with_settings, print_json, put
 
 
 def run(words: Sequence[str]) -> None:
     """Read the arguments and call the recipe."""
-    parse_with_settings(controls, words)
+    parse_with_settings(controls, words, tell_settings=True)
 
 
 def controls(
@@ -66,9 +66,3 @@ def controls(
             put(summary(found))
 
     return call
-
-
-controls.__doc__ = (controls.__doc__ or "").replace(
-    "    Args:",
-    f"    Settings, from the file or as flags (later wins):\n\n{settings_help()}\n\n    Args:",
-)

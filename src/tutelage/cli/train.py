@@ -6,12 +6,12 @@ from typing import Annotated, Any
 
 import tyro
 
-from tutelage.cli.arguments import parse_with_settings, settings_help, show
+from tutelage.cli.arguments import parse_with_settings, show
 
 
 def run(words: Sequence[str]) -> None:
     """Read the arguments and call the verb."""
-    parse_with_settings(train, words)
+    parse_with_settings(train, words, tell_settings=True)
 
 
 def train(
@@ -77,9 +77,3 @@ def train(
         show(summary, as_json)
 
     return call
-
-
-train.__doc__ = (train.__doc__ or "").replace(
-    "    Args:",
-    f"    Settings, from the file or as flags (later wins):\n\n{settings_help()}\n\n    Args:",
-)

@@ -397,7 +397,7 @@ def _aside(e: Evidence, signals: Sequence[Signal]) -> list[Reason]:
     if e.gap is not None:
         reasons.append(Reason(name="gap", says="note", text=f"accuracy gap {e.gap}"))
     if e.rescue is not None:
-        text = f"from early in its wrong answers the teacher succeeds more often by {e.rescue}"
+        text = f"from early in its wrong answers, teacher's success minus student's: {e.rescue}"
         reasons.append(Reason(name="rescue", says="note", text=text))
     if e.shared_mass is not None:
         text = f"{_share(e)} of what the student does lies among tokens both find likely"

@@ -264,4 +264,4 @@ class Learner:
     def _log(self, record: dict[str, Any], kept: list[dict[str, Any]]) -> None:
         self.run.log_metrics(record)
         kept.append(record)
-        self.observer(record)
+        self.observer({**record, "of": self.steps})
