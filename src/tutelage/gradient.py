@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tutelage import config as c
 from tutelage.credit import Credit, StepTokens, assign_credit, needed_signals
-from tutelage.data.collate import collate, pack
+from tutelage.data.collate import collate, cut_by_length, pack
 from tutelage.metrics import (
     TokenTable,
     concatenate,
@@ -43,6 +43,11 @@ from tutelage.ops.weights import teachability
 from tutelage.ranks import ALONE, Ranks
 from tutelage.timings import Timings
 from tutelage.types import Batch, Rollout, TokenScores
+
+# Tokens that take as long as one pass more, by kind of device: a pass launches hundreds of small
+# kernels, which on two cores last as long as some dozen tokens of a small model.
+_PASS_TOKENS = {"cpu": 128}
+_PASS_TOKENS_ELSEWHERE = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,8 +84,11 @@ class StepGradient:
 
 
 @dataclass(frozen=True, slots=True)
-class _MicroBatch:
+class MicroBatch:
+    """What is passed through the models at once."""
+
     batch: Batch
+    """As the student reads it."""
     teacher_batch: Batch
     """The same tokens under the prompts that the teacher reads."""
     places: Tensor
@@ -109,7 +117,7 @@ def accumulate(
     each adds that of its share; their sum is the step's.
     """
     timings = timings or Timings()
-    parts = _micro_batches(rollouts, micro_batch_size, ranks)
+    parts = micro_batches(models, rollouts, micro_batch_size, ranks)
     own = {
         "rows": torch.cat([part.places[part.batch.rows] for part in parts]),
         "positions": torch.cat([part.batch.positions for part in parts]),
@@ -210,12 +218,13 @@ def measure(
     if not rollouts:  # of a rank that was dealt none
         return {}, torch.zeros(0, dtype=torch.long)
     tables, rows = list[TokenTable](), list[Tensor]()
-    for start in range(0, len(rollouts), micro_batch_size):
-        batch, teacher_batch = _both_sides(rollouts[start : start + micro_batch_size])
+    for places in _cut(models, rollouts, micro_batch_size):
+        batch, teacher_batch = _both_sides([rollouts[i] for i in places])
+        rows.append(torch.tensor(places)[batch.rows])
         student = models.student.hidden(batch)
         teacher = models.teacher.judge(teacher_batch, _proposals(models.student, batch))
         last = last_positions(batch.rows)
-        for part in chunks(len(student), chunk_rows(models.student.vocabulary)):
+        for part in _chunks(models.student, student):
             p = log_softmax_(models.student.head.logits(student[part]))
             q = teacher.at(part, p)
             table = _statistics(models, batch, part, p, q, last, overlap_k)
@@ -225,9 +234,10 @@ def measure(
                 table |= {key: value.cpu() for key, value in metrics.items()}
             tables.append(table)
             if look is not None:
-                look(batch.rows[part] + start, p, q)
-        rows.append(batch.rows + start)
-    return concatenate(tables), torch.cat(rows)
+                look(rows[-1][part], p, q)
+    whose = torch.cat(rows)
+    order = whose.argsort(stable=True)
+    return {key: values[order] for key, values in concatenate(tables).items()}, whose[order]
 
 
 @torch.no_grad()
@@ -243,7 +253,7 @@ def move_of_policy(student: LocalModel, rollouts: Sequence[Rollout], before: Ten
         logprobs.gather(
             log_softmax_(student.head.logits(hidden[rows])), batch.targets[rows].to(hidden.device)
         )
-        for rows in chunks(len(hidden), chunk_rows(student.vocabulary))
+        for rows in _chunks(student, hidden)
     ]
     change = torch.cat(now).cpu().double() - before.double()
     return change.expm1() - change
@@ -256,7 +266,7 @@ class _States:
         self,
         models: Models,
         objective: c.Objective,
-        part: _MicroBatch,
+        part: MicroBatch,
         credit: Credit | None,
         overlap_k: int,
     ) -> None:
@@ -311,7 +321,7 @@ class _States:
 
 @torch.no_grad()
 def _signals(
-    models: Models, objective: c.Objective, parts: Sequence[_MicroBatch]
+    models: Models, objective: c.Objective, parts: Sequence[MicroBatch]
 ) -> dict[str, Tensor]:
     """The per-token signals that the step's credit depends on, [N] each."""
     needed = needed_signals(objective)
@@ -321,7 +331,7 @@ def _signals(
     for part in parts:
         states = _States(models, objective, part, None, 1)
         hidden = models.student.hidden(part.batch)
-        for rows in chunks(len(hidden), chunk_rows(models.student.vocabulary)):
+        for rows in _chunks(models.student, hidden):
             p = log_softmax_(models.student.head.logits(hidden[rows]))
             q, target, _ = states.distributions(rows, p)
             sampled = part.batch.targets[rows].to(p.device)
@@ -386,21 +396,36 @@ def _statistics(
     return {key: value.cpu() for key, value in table.items()}
 
 
-def _micro_batches(
-    rollouts: Sequence[Rollout], size: int, ranks: Ranks = ALONE
-) -> list[_MicroBatch]:
-    # Neighbours in length share a micro-batch, so little of it is padding; and they are dealt to
-    # different ranks, so all have about as much to do.
-    order = ranks.deal(sorted(range(len(rollouts)), key=lambda i: _length(rollouts[i])))
-    parts: list[_MicroBatch] = []
+def micro_batches(
+    models: Models, rollouts: Sequence[Rollout], size: int, ranks: Ranks = ALONE
+) -> list[MicroBatch]:
+    """This rank's share of a step's rollouts, in batches of at most `size`."""
+    parts: list[MicroBatch] = []
     offset = 0
-    for start in range(0, len(order), size):
-        places = torch.tensor(order[start : start + size])
-        batch, teacher_batch = _both_sides([rollouts[i] for i in places.tolist()])
+    for part in _cut(models, rollouts, size, ranks):
+        batch, teacher_batch = _both_sides([rollouts[i] for i in part])
         tokens = slice(offset, offset + len(batch.targets))
-        parts.append(_MicroBatch(batch, teacher_batch, places, tokens))
+        parts.append(MicroBatch(batch, teacher_batch, torch.tensor(part), tokens))
         offset = tokens.stop
     return parts
+
+
+def _cut(
+    models: Models, rollouts: Sequence[Rollout], size: int, ranks: Ranks = ALONE
+) -> list[list[int]]:
+    """Places of this rank's rollouts in batches of at most `size`, so that little is padding.
+
+    Neighbours in length are dealt to different ranks, so all have about as much to do, and they
+    cut at the same places, so all run as many passes.
+    """
+    if isinstance(models.teacher, LocalModel):
+        overhead = _PASS_TOKENS.get(models.student.device.type, _PASS_TOKENS_ELSEWHERE)
+    else:  # a server makes its own batches: the more it is asked at once the better
+        overhead = sum(map(_length, rollouts))
+    order = sorted(range(len(rollouts)), key=lambda i: _length(rollouts[i]))
+    own, longest = ranks.deal(order), order[ranks.size - 1 :: ranks.size]
+    lengths = [_length(rollouts[i]) for i in longest]
+    return [own[part] for part in cut_by_length(lengths, size, overhead)]
 
 
 def _both_sides(rollouts: Sequence[Rollout]) -> tuple[Batch, Batch]:
@@ -417,10 +442,14 @@ def _proposals(student: LocalModel, batch: Batch) -> Callable[[int], Tensor]:
     @torch.no_grad()
     def propose(k: int) -> Tensor:
         hidden = student.hidden(batch)
-        parts = chunks(len(hidden), chunk_rows(student.vocabulary))
+        parts = _chunks(student, hidden)
         return torch.cat([top_k_ids(student.head.logits(hidden[part]), k) for part in parts])
 
     return propose
+
+
+def _chunks(student: LocalModel, hidden: Tensor) -> list[slice]:
+    return chunks(len(hidden), chunk_rows(student.vocabulary, hidden.device.type))
 
 
 def _length(rollout: Rollout) -> int:

@@ -6,7 +6,7 @@ import torch
 
 from tutelage.config import OptimizerConfig
 from tutelage.models.local import LocalModel
-from tutelage.models.sharded import whole_tensor
+from tutelage.models.sharded import is_sharded, whole_tensor
 
 
 def make_optimizer(student: LocalModel, settings: OptimizerConfig) -> torch.optim.Optimizer:
@@ -16,6 +16,8 @@ def make_optimizer(student: LocalModel, settings: OptimizerConfig) -> torch.opti
         lr=settings.lr,
         betas=settings.betas,
         weight_decay=settings.weight_decay,
+        # One pass over weights, gradients and moments, without copies.
+        fused=not is_sharded(student),
     )
 
 

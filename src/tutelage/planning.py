@@ -16,7 +16,8 @@ from tutelage.models.checkpoints import ModelFolder, open_folder
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # As ops.projection cuts them (this module does without torch): logits of so many numbers at once.
-CHUNK_ELEMENTS = 2**24
+CHUNK_ELEMENTS = {"cpu": 2**22}  # as in ops/projection.py, which needs torch
+CHUNK_ELEMENTS_ELSEWHERE = 2**24
 _EMBEDDING = re.compile(r"wte|wpe|lm_head|\w*embed\w*")
 _BUFFERS = 9  # tensors of a chunk's size that live at once: 7, and more with a mixture divergence
 
@@ -102,7 +103,8 @@ def plan(config: Config) -> Plan:
     scored = in_memory * rollout.max_new_tokens
     hidden = 4 * scored * (2 * student.width + teacher.width + sum(f.width for f, _, _ in opened))
     vocabulary = max(1, student.vocabulary, teacher.vocabulary)
-    chunk = min(scored, max(16, CHUNK_ELEMENTS // vocabulary))
+    elements = CHUNK_ELEMENTS.get(config.student.device, CHUNK_ELEMENTS_ELSEWHERE)
+    chunk = min(scored, max(16, elements // vocabulary))
     logits = 4 * _BUFFERS * chunk * vocabulary
     trained = student.parameters if lora is None else lora_parameters(student, lora)
     student_bytes = student.parameters * _BYTES[config.student.dtype]

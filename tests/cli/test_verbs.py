@@ -57,16 +57,17 @@ def test_plan_counts_weights_alone_and_not_what_a_checkpoint_keeps_beside_them(r
 
 def test_plan_holds_the_logits_of_one_chunk(run_yaml):
     from tutelage.ops.projection import chunk_rows
-    from tutelage.planning import CHUNK_ELEMENTS, plan
+    from tutelage.planning import CHUNK_ELEMENTS, CHUNK_ELEMENTS_ELSEWHERE, plan
 
     for vocabulary in (100, 32_000, 151_936, 10**7):
-        assert chunk_rows(vocabulary) == max(16, CHUNK_ELEMENTS // vocabulary)
+        assert chunk_rows(vocabulary, "cpu") == max(16, CHUNK_ELEMENTS["cpu"] // vocabulary)
+        assert chunk_rows(vocabulary, "cuda") == max(16, CHUNK_ELEMENTS_ELSEWHERE // vocabulary)
     small = plan(load_config(run_yaml))
     sizes = ["--rollout.prompts_per_step", "4096", "--optimizer.micro_batch_size", "4096"]
     large = plan(load_config(run_yaml, [*sizes, "--rollout.max_new_tokens", "4000"]))
     assert small.hidden_bytes == 4 * (4 * 6) * (2 * 16 + 24)
     assert large.hidden_bytes > 100_000 * small.hidden_bytes
-    assert small.logits_bytes < large.logits_bytes < 10 * 4 * CHUNK_ELEMENTS
+    assert small.logits_bytes < large.logits_bytes < 10 * 4 * CHUNK_ELEMENTS_ELSEWHERE
 
 
 def test_plan_reads_the_text_part_of_a_model_of_several_modalities(gpt2_pair, tmp_path):

@@ -31,6 +31,7 @@ from tutelage.models.decoding import decode
 from tutelage.models.memory import halve_until_it_fits
 from tutelage.models.tokens import token_text
 from tutelage.ops.logprobs import log_softmax_
+from tutelage.ops.products import speed_up
 from tutelage.ops.projection import Head
 from tutelage.ops.sampling import uniforms
 from tutelage.types import Batch, RenderedPrompt, Rollout, SamplingParams
@@ -326,6 +327,7 @@ def load_model(settings: LocalModelConfig, role: str) -> LocalModel:
         model = lora.merge_adapter(model, adapter, role)
     tokenizer = load_tokenizer(settings, role)
     model.to(device)  # type: ignore[arg-type]
+    speed_up(model)
     ignored = tuple(sorted(loading["unexpected_keys"]))
     local = LocalModel(model=model.eval(), tokenizer=tokenizer, ignored=ignored)
     require_decodable(local, f"{role} model {settings.path}")

@@ -17,7 +17,7 @@ def log_probs(logits: Float[Tensor, "*S V"], temperature: float = 1.0) -> Float[
 
 def log_softmax_(logits: Float[Tensor, "*S V"]) -> Float[Tensor, "*S V"]:
     """log softmax, in the memory of the logits."""
-    return logits.sub_(logits.logsumexp(-1, keepdim=True))
+    return torch.log_softmax(logits, -1, out=logits)
 
 
 def gather(logprobs: Float[Tensor, "*S V"], ids: Int[Tensor, "*S"]) -> Float[Tensor, "*S"]:
@@ -27,8 +27,17 @@ def gather(logprobs: Float[Tensor, "*S V"], ids: Int[Tensor, "*S"]) -> Float[Ten
 
 def entropy(logprobs: Float[Tensor, "*S V"]) -> Float[Tensor, "*S"]:
     """-sum p log p, in nats; 0 log 0 is 0."""
-    terms: Tensor = torch.special.entr(logprobs.exp())
-    return terms.sum(-1)
+    return entropy_of(logprobs.exp(), logprobs)
+
+
+def entropy_of(
+    probs: Float[Tensor, "*S V"], logprobs: Float[Tensor, "*S V"]
+) -> Float[Tensor, "*S"]:
+    """The entropy of probabilities whose logarithms are at hand, in nats."""
+    # A product of 0 and any finite number is 0, and of 0 and -inf is none.
+    finite = logprobs.clamp_min(torch.finfo(logprobs.dtype).min)
+    expected: Tensor = torch.linalg.vecdot(probs, finite)
+    return -expected
 
 
 def log_complement(

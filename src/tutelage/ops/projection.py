@@ -15,12 +15,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tutelage.ops.products import linear
+
 Visitor = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
 """(rows, logits [n, V]) -> (scalar loss of these rows, its gradient [n, V]).
 
 The logits may be overwritten, and the gradient may be the same memory."""
 
-_CHUNK_ELEMENTS = 2**24  # 64 MiB of float32 logits: large enough for full-speed products
+# Logits of a chunk: 16 MiB of float32 on a CPU, whose allocator keeps so much at hand instead of
+# asking the system for fresh pages every time; 64 MiB elsewhere, for full-speed products.
+_CHUNK_ELEMENTS = {"cpu": 2**22}
+_CHUNK_ELEMENTS_ELSEWHERE = 2**24
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +50,8 @@ class Head:
         if self.weight is None:
             raw = hidden[:, : self.vocabulary].clone()
         else:
-            raw = hidden @ self.weight[: self.vocabulary].T
-            if self.bias is not None:
-                raw += self.bias[: self.vocabulary]
+            bias = None if self.bias is None else self.bias[: self.vocabulary]
+            raw = linear(hidden, self.weight[: self.vocabulary], bias)
         if raw.dtype in (torch.float16, torch.bfloat16):
             raw = raw.float()
         if self.scale != 1.0:
@@ -74,9 +78,9 @@ class Head:
         return gradient
 
 
-def chunk_rows(vocabulary: int) -> int:
-    """Tokens of a chunk whose logits take 64 MiB in float32."""
-    return max(16, _CHUNK_ELEMENTS // vocabulary)
+def chunk_rows(vocabulary: int, device: str) -> int:
+    """Tokens of a chunk on a type of device."""
+    return max(16, _CHUNK_ELEMENTS.get(device, _CHUNK_ELEMENTS_ELSEWHERE) // vocabulary)
 
 
 def chunks(count: int, size: int) -> list[slice]:
@@ -99,7 +103,7 @@ def sweep(
         head.vocabulary
         or (hidden if head.weight is None else head.weight).shape[1 if head.weight is None else 0]
     )
-    size = rows or chunk_rows(vocabulary)
+    size = rows or chunk_rows(vocabulary, hidden.device.type)
     loss: Tensor = _Sweep.apply(hidden, head.weight, head.bias, head, visit, size)  # type: ignore[no-untyped-call]
     return loss
 
@@ -133,7 +137,7 @@ class _Sweep(torch.autograd.Function):
                     d_hidden[part, used] = gradient
                 continue
             if d_hidden is not None:
-                torch.mm(gradient, weight[used], out=d_hidden[part])
+                d_hidden[part] = linear(gradient, weight[used].T)
             if d_weight is not None:
                 d_weight[used].addmm_(gradient.T, states)
             if d_bias is not None:

@@ -21,9 +21,13 @@ def top_k_ids(scores: Float[Tensor, "N V"], k: int) -> Int[Tensor, "N K"]:
         raise ValueError(
             f"k is {k}; a vocabulary of {scores.shape[-1]} tokens allows 1 to that many"
         )
-    values, ids = scores.topk(k, dim=-1)
-    boundary = values[:, -1:]
-    tied = ((scores >= boundary).sum(-1) > k).nonzero().squeeze(-1)
+    width = scores.shape[-1]
+    values, ids = scores.topk(min(k + 1, width), dim=-1)
+    ids = ids[:, :k].contiguous()
+    if k == width:
+        tied = scores.new_zeros(0, dtype=torch.long)
+    else:  # the one that follows is as large as the last of them
+        tied = (values[:, k] >= values[:, k - 1]).nonzero().squeeze(-1)
     if len(tied):
         # A stable sort of the tied rows alone: they are few outside bf16.
         ids[tied] = scores[tied].sort(dim=-1, descending=True, stable=True).indices[:, :k]

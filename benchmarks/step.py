@@ -1,0 +1,500 @@
+"""Whole training steps against TRL's DistillationTrainer and against the machine's own limits.
+
+    pip install trl==1.16.0 datasets accelerate   # in an environment with tutelage
+    python recipes/smollm2/prepare.py models --steps 1   # for cases C and E
+    python benchmarks/step.py --cases A B C D E --smollm2 models/smollm2
+
+Each side is its real training loop in a process of its own, which takes a step when it is told to,
+so the sides take turns and never run at once. Same models, same prompts, same limits: full
+vocabulary reverse KL at temperature 1, AdamW, float32, gradient checkpointing off. With
+`--defaults` both take their defaults instead (ours: the top-16 bucket of `recommended`; TRL's:
+gradient checkpointing). Medians after one warm-up step; prints the tables of docs/benchmarks.md.
+
+The floor of a step is arithmetic: see `floor`. The bare time is measured: forward and backward of
+the student and a forward pass of the teacher, by plain transformers calls, over the rollouts that
+the step has just trained on, in as large batches.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+SIDES = ("tutelage", "trl")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What both sides are told to do."""
+
+    says: str
+    """Student <- teacher, and what is sampled."""
+    prompts: int
+    """Prompts of a step."""
+    new_tokens: int
+    """Most tokens of a completion."""
+    group_size: int = 1
+    """Rollouts of a prompt."""
+    prompt_tokens: int = 8
+    """Tokens of a prompt, on average."""
+    student: tuple[int, int] | None = None
+    """Width and layers of a random Qwen3; None is SmolLM2-135M-Instruct."""
+    teacher: tuple[int, int] | None = None
+    """Likewise."""
+    vocabulary: int = 49_152
+    steps: int = 5
+    """Steps of each side after the first."""
+    at_once: int = 64
+    """Most rollouts of one forward and backward pass; the whole step, where memory allows."""
+
+
+SMALL, LARGE = (128, 4), (256, 6)
+CASES = {
+    "A": Case("Qwen3 0.8 M <- 4.9 M, V 64", 64, 64, 1, 8, SMALL, LARGE, 64, 15),
+    "B": Case(
+        "Qwen3 d128 L2 <- d256 L4, V 32,000", 16, 64, 1, 8, (128, 2), (256, 4), 32_000, 9, 16
+    ),
+    "C": Case("SmolLM2-135M <- itself", 8, 32, 1, 24, at_once=8),
+    "D": Case("as A, lengths geometric, mean 64", 64, 512, 1, 8, SMALL, LARGE, 64, 9),
+    "E": Case("SmolLM2-135M <- itself, 512-token prompts", 4, 32, 4, 512, at_once=4),
+}
+
+
+# --- what both sides read --------------------------------------------------------------------
+
+
+def write_models(case: Case, smollm2: Path | None, folder: Path) -> tuple[Path, Path]:
+    """Folders of student and teacher."""
+    if case.student is None or case.teacher is None:
+        if smollm2 is None:
+            raise SystemExit("cases C and E need --smollm2 FOLDER; see the top of this file")
+        return smollm2, smollm2
+    return (
+        _random_model(case.student, case.vocabulary, folder / "student", 1),
+        _random_model(case.teacher, case.vocabulary, folder / "teacher", 2),
+    )
+
+
+def _random_model(shape: tuple[int, int], vocabulary: int, folder: Path, seed: int) -> Path:
+    """With random weights each of V tokens, the end among them, has about one chance in V."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+    words = ["<pad>", "<eos>", *(f"w{i}" for i in range(vocabulary - 2))]
+    core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<pad>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", unk_token="<pad>"
+    ).save_pretrained(folder)
+    width, layers = shape
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 32,
+        num_key_value_heads=width // 32,
+        head_dim=32,
+        tie_word_embeddings=True,
+        max_position_embeddings=1024,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+    )
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def write_prompts(case: Case, student: Path, file: Path) -> None:
+    """Random prompts of some different lengths, as text, in the order both sides take them."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(student)
+    words = (
+        [f"w{i}" for i in range(case.vocabulary - 2)]
+        if case.student
+        else [t[1:] for t in sorted(tokenizer.get_vocab()) if t[0] == "Ġ" and t[1:].isalpha()]
+    )
+    generator = torch.Generator().manual_seed(0)
+
+    def number(low: int, high: int) -> int:
+        return int(torch.randint(low, high, (1,), generator=generator))
+
+    few, many = round(case.prompt_tokens * 0.75), round(case.prompt_tokens * 1.25)
+    with file.open("w") as out:
+        for i in range(case.prompts * (case.steps + 2)):
+            text = " ".join(words[number(0, len(words))] for _ in range(number(few, many + 1)))
+            out.write(json.dumps({"id": f"q{i}", "prompt": text}) + "\n")
+
+
+# --- the sides: each waits for a line, takes a step, and says what it took --------------------
+
+
+def told() -> None:
+    """Wait until this side has its turn."""
+    if not sys.stdin.readline():
+        os._exit(0)  # the last step was taken
+
+
+class Teller:
+    """Says how long a step took, and waits for the next turn."""
+
+    def __init__(self) -> None:
+        self.out = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)  # what else is printed goes to stderr
+
+    def begin(self) -> None:
+        """The first turn: everything is loaded."""
+        self._say({})
+
+    def step(self, after: Callable[[], dict[str, Any]] = dict, **more: Any) -> None:
+        """A step is over; what comes `after` is not of its time and memory."""
+        seconds = time.perf_counter() - self.started
+        scale = 1 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e6
+        self._say({"seconds": seconds, "peak_mb": peak, **more, **after()})
+
+    def _say(self, what: dict[str, Any]) -> None:
+        print(json.dumps(what), file=self.out, flush=True)
+        told()
+        self.started = time.perf_counter()
+
+
+def tutelage_side(case: Case, work: Path, models: tuple[Path, Path], defaults: bool) -> None:
+    """`tutelage.train`."""
+    import tutelage.trainer as trainer
+    from tutelage import parse_config, train
+
+    objective: dict[str, Any] = {"type": "top_k"} if defaults else {"type": "full"}
+    config = parse_config(
+        {
+            "student": {"path": str(models[0])},
+            "teacher": {"path": str(models[1])},
+            "data": {
+                "prompts": str(work / "prompts.jsonl"),
+                "held_out": 0,
+                "use_chat_template": False,
+            },
+            "rollout": {
+                "prompts_per_step": case.prompts,
+                "group_size": case.group_size,
+                "max_new_tokens": case.new_tokens,
+            },
+            "objective": objective,
+            "optimizer": {"lr": 1e-6, "micro_batch_size": case.at_once},
+            "evaluation": {"every": 0, "teacher": 0},
+            "run": {"dir": str(work / "run"), "steps": case.steps + 1, "save_every": 0},
+        }
+    )
+    teller = Teller()
+    rollouts: list[Any] = []
+    used: list[Any] = []
+    accumulate = trainer.accumulate
+
+    def half_done(record: dict[str, Any]) -> bool:  # the peak of memory is known by then
+        return bool(record["step"] > (case.steps + 1) // 2)
+
+    def remember(models_: Any, objective_: Any, rollouts_: Any, **more: Any) -> Any:
+        rollouts[:], used[:] = rollouts_, [models_, more["micro_batch_size"]]
+        return accumulate(models_, objective_, rollouts_, **more)
+
+    trainer.accumulate = remember  # type: ignore[assignment]
+    next_rollouts = trainer.Trainer.next_rollouts
+
+    def first_turn(self: Any) -> Any:
+        if self.step == 0:
+            teller.begin()
+        return next_rollouts(self)
+
+    trainer.Trainer.next_rollouts = first_turn  # type: ignore[method-assign]
+
+    def observer(record: dict[str, Any]) -> None:
+        if record["kind"] == "train":
+            phases = {k: v for k, v in record.items() if k.startswith("perf/") and k.endswith("_s")}
+            teller.step(
+                tokens=record["tokens"],
+                longest=max(len(r.completion_ids) for r in rollouts),
+                read=sum(len(r.prompt_ids) for r in rollouts),
+                phases=phases,
+                after=lambda: {"bare_s": bare(*used, rollouts)} if half_done(record) else {},
+            )
+
+    train(config, overwrite=True, observer=observer)
+
+
+def bare(models: Any, size: int, rollouts: list[Any]) -> float:
+    """Seconds of plain forward and backward passes over these rollouts, in the batches we make."""
+    from tutelage.gradient import micro_batches
+
+    student, teacher = models.student.model, models.teacher.model
+    kept = [p.grad for p in student.parameters()]
+    for parameter in student.parameters():
+        parameter.grad = None
+    seconds = 0.0
+    for part in micro_batches(models, rollouts, size):
+        batch = part.batch
+        clock = time.perf_counter()
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        with torch.no_grad():
+            states = teacher.base_model(**inputs, use_cache=False).last_hidden_state
+            teacher.get_output_embeddings()(states[batch.loss_mask])
+        states = student.base_model(**inputs, use_cache=False).last_hidden_state
+        logits = student.get_output_embeddings()(states[batch.loss_mask])
+        logits.backward(torch.full_like(logits, 1e-3))
+        seconds += time.perf_counter() - clock
+    for parameter, gradient in zip(student.parameters(), kept, strict=True):
+        parameter.grad = gradient
+    return seconds
+
+
+def trl_side(case: Case, work: Path, models: tuple[Path, Path], defaults: bool) -> None:
+    """TRL's stable trainer; it has no groups, so a prompt stands in its data as often."""
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from trl import DistillationConfig, DistillationTrainer
+
+    student, teacher = (
+        AutoModelForCausalLM.from_pretrained(m, dtype=torch.float32) for m in models
+    )
+    tokenizer = AutoTokenizer.from_pretrained(models[0], padding_side="left")
+    rows = [json.loads(line) for line in (work / "prompts.jsonl").read_text().splitlines()]
+    teller = Teller()
+
+    class Turns(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            teller.begin()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            teller.step()
+
+    texts = [{"prompt": r["prompt"]} for r in rows for _ in range(case.group_size)]
+    DistillationTrainer(
+        model=student,
+        teacher_model=teacher,
+        processing_class=tokenizer,
+        train_dataset=Dataset.from_list(texts),
+        callbacks=[Turns()],
+        args=DistillationConfig(
+            output_dir=str(work / "trl"),
+            per_device_train_batch_size=case.at_once,
+            gradient_accumulation_steps=case.prompts * case.group_size // case.at_once,
+            max_steps=case.steps + 1,
+            bf16=False,
+            use_cpu=True,
+            report_to=[],
+            save_strategy="no",
+            disable_tqdm=True,
+            shuffle_dataset=False,
+            learning_rate=1e-6,
+            lr_scheduler_type="constant",
+            gradient_checkpointing=defaults,
+            max_completion_length=case.new_tokens,
+        ),
+    ).train()
+
+
+# --- the floor --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What this machine does per second, with as many threads as the steps have."""
+
+    flops: float
+    bytes: float
+
+
+def measure_machine() -> Machine:
+    """Rates of a large product in float32, and of reading memory by a product with a vector."""
+    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
+    big, vector = torch.randn(8192, 8192), torch.randn(8192)
+
+    def rate(work: float, call: Callable[[], object]) -> float:
+        call()
+        seconds = []
+        for _ in range(7):
+            clock = time.perf_counter()
+            call()
+            seconds.append(time.perf_counter() - clock)
+        return work / median(seconds)
+
+    from tutelage.ops.products import linear
+
+    products = max(rate(2 * 1024**3, lambda: a @ b), rate(2 * 1024**3, lambda: linear(a, b)))
+    return Machine(products, rate(4 * 8192**2, lambda: big @ vector))
+
+
+def floor(case: Case, step: dict[str, Any], machine: Machine) -> dict[str, float]:
+    """Seconds that the arithmetic of a step takes at the machine's own rates.
+
+    Weights of the layers count 2 FLOPs a token in a forward pass and 4 in the backward; the head
+    likewise, at the N scored tokens alone; attention is left out. Prompts are prefilled once each
+    and read again in scoring and update. A decoding step needs its arithmetic, and has to read
+    every weight once. AdamW reads and writes 7 numbers a weight.
+    """
+
+    def shape(model: tuple[int, int] | None) -> tuple[int, int]:
+        width, layers = model or (576, 30)
+        per_layer = 4 * width**2 + 9 * width**2 if model else 3_540_096
+        return layers * per_layer, width * case.vocabulary
+
+    student, student_head = shape(case.student)
+    teacher, teacher_head = shape(case.teacher)
+    tokens, read = step["tokens"], step["read"]
+    prefill = 2 * student * read / case.group_size
+    decode = 2 * (student + student_head) * tokens
+    reading = 4 * (student + student_head) * step["longest"]
+    rollout = prefill / machine.flops + max(decode / machine.flops, reading / machine.bytes)
+    states = tokens + read
+    score = (2 * teacher * states + 2 * teacher_head * tokens) / machine.flops
+    update = (6 * student * states + 6 * student_head * tokens) / machine.flops
+    optimizer = 4 * 7 * (student + student_head) / machine.bytes
+    return {
+        "rollout": rollout,
+        "score": score,
+        "update": update,
+        "optimizer": optimizer,
+        "step": rollout + score + update + optimizer,
+    }
+
+
+# --- taking turns -----------------------------------------------------------------------------
+
+
+@contextmanager
+def side(name: str, arguments: list[str], log: Path) -> Iterator[subprocess.Popen[str]]:
+    """A side's process, loaded and waiting for its first turn."""
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            [sys.executable, __file__, "--side", name, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+        try:
+            hear(process, log)
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def hear(process: subprocess.Popen[str], log: Path) -> dict[str, Any]:
+    """What a side says after its turn."""
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        raise SystemExit(f"a side ended: {log.read_text()[-3000:]}")
+    return dict(json.loads(line))
+
+
+def run_case(name: str, options: argparse.Namespace, folder: Path) -> dict[str, list[Any]]:
+    """Steps of both sides, in an order that changes; the first one of each is left out."""
+    case = CASES[name]
+    models = write_models(case, options.smollm2, folder)
+    write_prompts(case, models[0], folder / "prompts.jsonl")
+    arguments = ["--cases", name, "--work", str(folder), "--models", *map(str, models)]
+    if options.defaults:
+        arguments.append("--defaults")
+    steps: dict[str, list[Any]] = {s: [] for s in options.sides}
+    with ExitStack() as stack:
+        running = {
+            s: stack.enter_context(side(s, arguments, folder / f"{s}.log")) for s in options.sides
+        }
+        for turn in range(case.steps + 1):
+            for s in options.sides if turn % 2 else options.sides[::-1]:
+                process = running[s]
+                assert process.stdin is not None
+                process.stdin.write("step\n")
+                process.stdin.flush()
+                said = hear(process, folder / f"{s}.log")
+                if turn:
+                    steps[s].append(said)
+                    print(name, s, json.dumps(said), file=sys.stderr, flush=True)
+    return steps
+
+
+def median_of(steps: list[Any], key: str) -> float:
+    """Median over steps of a number, or of a phase's seconds."""
+    return median(
+        s["phases"][key] if key.startswith("perf/") else s[key]
+        for s in steps
+        if key != "bare_s" or key in s
+    )
+
+
+def main() -> None:
+    """Prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--cases", nargs="+", default=list("ABD"), choices=list(CASES))
+    parser.add_argument("--smollm2", type=Path)
+    parser.add_argument("--defaults", action="store_true")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES)
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--models", type=Path, nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.side:
+        act = tutelage_side if options.side == "tutelage" else trl_side
+        act(CASES[options.cases[0]], options.work, tuple(options.models), options.defaults)
+        return
+    os.environ |= {"OMP_NUM_THREADS": str(options.threads), "HF_HUB_OFFLINE": "1"}
+    machine = measure_machine()
+    print(f"{machine.flops / 1e9:.0f} GFLOP/s, {machine.bytes / 1e9:.1f} GB/s")
+    rows = []
+    for name in options.cases:
+        with tempfile.TemporaryDirectory() as folder:
+            steps = run_case(name, options, Path(folder))
+        rows.append(row_of(name, steps, machine))
+    print("\n".join(table(rows)))
+
+
+def row_of(name: str, steps: dict[str, list[Any]], machine: Machine) -> dict[str, Any]:
+    """What the table says of a case, in seconds and MB."""
+    row: dict[str, Any] = {"case": name}
+    for s in steps:
+        row[s] = median_of(steps[s], "seconds")
+        row[f"{s} peak"] = max(said["peak_mb"] for said in steps[s] if "bare_s" not in said)
+    if "tutelage" in steps:
+        ours = steps["tutelage"]
+        sizes = {k: median_of(ours, k) for k in ("tokens", "read", "longest")}
+        row["floor"] = floor(CASES[name], sizes, machine)["step"]
+        for phase in ("rollout", "score", "update", "optimizer"):
+            row[phase] = median_of(ours, f"perf/{phase}_s")
+        row["bare"] = median_of(ours, "bare_s") / (row["score"] + row["update"])
+    if len(steps) == len(SIDES):
+        row["ratio"] = row["trl"] / row["tutelage"]
+    return row
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """Markdown."""
+    names = list(rows[0])
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    for row in rows:
+        cells = [
+            f"{v:.0f}" if k.endswith("peak") else f"{v:.3g}" if isinstance(v, float) else str(v)
+            for k, v in row.items()
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+if __name__ == "__main__":
+    main()
