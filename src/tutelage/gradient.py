@@ -28,6 +28,7 @@ from tutelage.metrics import (
 )
 from tutelage.models.base import Teacher
 from tutelage.models.local import LocalModel
+from tutelage.models.prefixes import saves_enough
 from tutelage.objective import (
     brake_gradient,
     logit_gradient,
@@ -422,7 +423,14 @@ def _cut(
         overhead = _PASS_TOKENS.get(models.student.device.type, _PASS_TOKENS_ELSEWHERE)
     else:  # a server makes its own batches: the more it is asked at once the better
         overhead = sum(map(_length, rollouts))
-    order = sorted(range(len(rollouts)), key=lambda i: _length(rollouts[i]))
+    prompts = [rollout.prompt_ids for rollout in rollouts]
+    if ranks.size == 1 and saves_enough(prompts, sum(map(_length, rollouts))):
+        # Those of one prompt together, which is then read once.
+        order = sorted(
+            range(len(rollouts)), key=lambda i: (len(prompts[i]), prompts[i], _length(rollouts[i]))
+        )
+    else:
+        order = sorted(range(len(rollouts)), key=lambda i: _length(rollouts[i]))
     own, longest = ranks.deal(order), order[ranks.size - 1 :: ranks.size]
     lengths = [_length(rollouts[i]) for i in longest]
     return [own[part] for part in cut_by_length(lengths, size, overhead)]

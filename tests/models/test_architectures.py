@@ -8,6 +8,7 @@ from transformers.utils import logging
 from helpers import tiny_tokenizer
 from tutelage.data.collate import collate
 from tutelage.errors import UsageError
+from tutelage.models import prefixes
 from tutelage.models.local import LocalModel, require_decodable
 from tutelage.types import Prompt, RenderedPrompt, SamplingParams
 
@@ -101,3 +102,47 @@ def test_a_model_whose_cached_steps_see_something_else_is_refused_with_the_dista
     model.model.forward = forgetful
     with pytest.raises(UsageError, match=r"differ by \d[\d.]* nats, so it would be trained"):
         require_decodable(model, "student model x")
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_a_prompt_read_once_gives_the_states_and_gradients_of_its_copies(family, monkeypatch):
+    model = build(family, **FAMILIES[family])
+    rollouts = model.sample(
+        PROMPTS, SamplingParams(max_new_tokens=20, temperature=1.0), group_size=4, seed=0, step=0
+    )
+    batch = collate(rollouts)
+    above = torch.randn(len(batch.targets), 32, generator=torch.Generator().manual_seed(1))
+
+    def states_and_gradients():
+        model.model.zero_grad()
+        states = model.hidden(batch)
+        (states * above).sum().backward()
+        gradients = {n: p.grad for n, p in model.model.named_parameters() if p.grad is not None}
+        return states.detach(), gradients
+
+    apart, apart_gradients = states_and_gradients()
+    monkeypatch.setattr(prefixes, "_TOKENS", 0)
+    monkeypatch.setattr(prefixes, "_SHARE", 0)
+    shared = prefixes.shared_prompts(batch)
+    assert shared is not None
+    assert len(shared.prompts) == len(PROMPTS)
+    reads = []
+    model.model.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: reads.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    together, gradients = states_and_gradients()
+    if prefixes.can_share(model.model):
+        assert len(reads) == 2
+        assert sum(reads) == shared.prompts.numel() + shared.completions.numel()
+    else:
+        assert reads == [batch.input_ids.numel()]
+    torch.testing.assert_close(together, apart, atol=1e-4, rtol=1e-4)
+    assert gradients.keys() == apart_gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, apart_gradients[name], atol=2e-3, rtol=1e-3, msg=name)
+
+
+def test_families_with_full_attention_alone_share_prompts():
+    able = {f for f, extra in FAMILIES.items() if prefixes.can_share(build(f, **extra).model)}
+    assert {"qwen3", "qwen3_moe", "smollm3", "opt"} <= able
+    assert not able & {"qwen3_next", "qwen3_5_text", "gemma3_text", "gpt_oss", "lfm2", "mistral"}

@@ -52,17 +52,18 @@ def collate(rollouts: Sequence[Rollout], side: Literal["student", "teacher"] = "
 
 
 def cut_by_length(lengths: Sequence[int], most: int, overhead: int) -> list[slice]:
-    """Where to cut rows in order of length into batches, so that they take the least time.
+    """Where to cut rows into batches, without changing their order, so that they take least time.
 
-    A batch is as wide as its longest row, its last one, and padding costs what tokens cost; a
-    batch more costs as much as `overhead` tokens. Of all cuts into batches of at most `most` rows
+    A batch is as wide as its longest row, and padding costs what tokens cost; a batch more costs
+    as much as `overhead` tokens. Of all cuts into batches of at most `most` rows
     this is the cheapest, found place by place from the start.
     """
     least = np.zeros(len(lengths) + 1)  # what the first so many rows cost at least
     first = np.zeros(len(lengths) + 1, dtype=np.int64)  # where the last of their batches begins
     for stop in range(1, len(lengths) + 1):
         starts = np.arange(max(0, stop - most), stop)
-        costs = least[starts] + lengths[stop - 1] * (stop - starts)
+        widths = np.maximum.accumulate(lengths[starts[0] : stop][::-1])[::-1]
+        costs = least[starts] + widths * (stop - starts)
         best = int(costs.argmin())
         least[stop], first[stop] = costs[best] + overhead, starts[best]
     cuts, stop = list[slice](), len(lengths)

@@ -29,6 +29,7 @@ from tutelage.models import lora
 from tutelage.models.checkpoints import open_folder
 from tutelage.models.decoding import decode
 from tutelage.models.memory import halve_until_it_fits
+from tutelage.models.prefixes import can_share, shared_prompts, shared_states
 from tutelage.models.tokens import token_text
 from tutelage.ops.logprobs import log_softmax_
 from tutelage.ops.products import speed_up
@@ -97,6 +98,8 @@ class LocalModel:
     """peft's view of the network, where LoRA additions are in it."""
     adapted: bool = True
     """False: the additions are switched off, and this is the model they were added to."""
+    checkpointed: bool = False
+    """Layers run a second time in the backward pass."""
     sharded: bool = False
     """Each rank of the run holds a part of the weights; see `models/sharded.py`."""
     gatherings: int = 0
@@ -133,22 +136,36 @@ class LocalModel:
 
     def hidden(self, batch: Batch) -> Tensor:
         """Hidden states [N, H] at the states of the scored tokens, with gradient where enabled."""
+        with self._as_set():
+            picked = self._shared_states(batch)
+            if picked is None:
+                picked = self._states(batch)[batch.loss_mask.to(self.device)]
+        if self.autocast and self.raw_head.weight is not None:
+            picked = picked.to(self.raw_head.weight.dtype)
+        return picked
+
+    def _states(self, batch: Batch) -> Tensor:
+        """The last hidden states [B, T, H], or the logits where no head is known."""
         inputs = {"input_ids": batch.input_ids.to(self.device)}
         if batch.position_ids is None:
             inputs["attention_mask"] = batch.attention_mask.to(self.device)
         else:
             inputs["position_ids"] = batch.position_ids.to(self.device)
-        with self._as_set():
-            if self.raw_head.weight is None:
-                states = self.model(**inputs, use_cache=False).logits
-            elif self.sharded:
-                states = cast(Any, self.model).last_states(**inputs, use_cache=False)
-            else:
-                states = self.model.base_model(**inputs, use_cache=False).last_hidden_state
-        picked = states[batch.loss_mask.to(self.device)]
-        if self.autocast and self.raw_head.weight is not None:
-            picked = picked.to(self.raw_head.weight.dtype)
-        return cast(Tensor, picked)
+        if self.raw_head.weight is None:
+            states = self.model(**inputs, use_cache=False).logits
+        elif self.sharded:
+            states = cast(Any, self.model).last_states(**inputs, use_cache=False)
+        else:
+            states = self.model.base_model(**inputs, use_cache=False).last_hidden_state
+        return cast(Tensor, states)
+
+    def _shared_states(self, batch: Batch) -> Tensor | None:
+        """The hidden states [N, H], where rows share prompts and the model allows it."""
+        twice = self.checkpointed and torch.is_grad_enabled()  # what is read twice is kept twice
+        if self.raw_head.weight is None or self.sharded or twice or not can_share(self.model):
+            return None
+        shared = shared_prompts(batch)
+        return None if shared is None else shared_states(self.model, shared)
 
     @contextlib.contextmanager
     def _as_set(self) -> Iterator[None]:
@@ -399,6 +416,7 @@ def load_student(
             lora.restore_adapter(student.adapter, Path(checkpoint))
     if settings.gradient_checkpointing:
         checkpoint_layers(student.model)
+        student.checkpointed = True
     if precision == "bfloat16":
         student.autocast = True
         keep_head_float32(student.model)
