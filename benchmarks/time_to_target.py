@@ -15,8 +15,8 @@ Settled before the first run:
   with its defaults) and with the same three learning rates. TRL computes in float32, since its
   bfloat16 is fifty times slower here; otherwise "as it comes" is untouched.
 - Seconds are processor seconds of the training loop on one thread; loading and the evaluations,
-  which are the same code for both sides, are not counted. Runs of the sides take turns. A run that does not reach
-  its target counts as taking longer than all of its steps took.
+  which are the same code for both sides, are not counted. Runs of the sides take turns. A run
+  that does not reach its target counts as taking longer than all of its steps took.
 
 What is done is kept in OUTPUT/TASK.jsonl, and the same command goes on. Prints the table.
 """

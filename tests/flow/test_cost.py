@@ -16,6 +16,7 @@ from tutelage.ops import products as ops_products
 from tutelage.types import Prompt, RenderedPrompt, Rollout, SamplingParams
 
 VOCABULARY, WIDTH, LAYERS, INNER = 2048, 32, 2, 96
+FULL = Full()
 PER_LAYER = 4 * WIDTH**2 + 3 * WIDTH * INNER
 
 
@@ -66,7 +67,7 @@ def rollout(prompt, index, length, read=8):
     )
 
 
-def step(models, rollouts, objective=Full()):
+def step(models, rollouts, objective=FULL):
     models.student.model.zero_grad()
     return accumulate(
         models,

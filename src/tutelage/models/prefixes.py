@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicLayer
 
 from tutelage.types import Batch
 
-# What must not be read again for two passes to be worth it: a share of a batch's tokens, and tokens.
+# What is saved at least where two passes are worth it: a share of a batch's tokens, and tokens.
 _SHARE, _TOKENS = 0.25, 512
 
 
@@ -72,7 +72,7 @@ def can_share(model: PreTrainedModel) -> bool:
 
 
 def shared_states(model: PreTrainedModel, shared: SharedPrompts) -> Tensor | None:
-    """Hidden states [N, H] at the states of the scored tokens; None where a model does otherwise."""
+    """Hidden states [N, H] at the states of the scored tokens; None if the cache is another."""
     device, base = model.device, model.base_model
     mask, copies = shared.prompt_mask.to(device), shared.copies.to(device)
     cache = DynamicCache(config=model.config)
