@@ -101,7 +101,7 @@ settings-help: .venv/dev.done
 pages: .venv/dev.done
 	$(BIN)/python docs/_make/pages.py
 
-# The site, in build/site; it opens from a disk. `.venv/bin/mkdocs serve` shows it while you write.
+# The site, in build/site. `.venv/bin/mkdocs serve` shows it while you write.
 docs: .venv/docs.done
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo build/site/index.html
