@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tutelage.rescue.cold_start import cold_start
     from tutelage.rescue.controls import controls
     from tutelage.rescue.prompts import rescue_prompts
+    from tutelage.sizing.hosts import plan_hosts
     from tutelage.starting import init
     from tutelage.training import train
     from tutelage.watching.following import watch
@@ -49,6 +50,7 @@ _HOMES = {
     "init": "tutelage.starting:init",
     "eval": "tutelage.evaluation:evaluate_model",
     "plan": "tutelage.planning:plan",
+    "plan_hosts": "tutelage.sizing.hosts:plan_hosts",
     "preview": "tutelage.previewing:preview",
     "presets": "tutelage.config:presets",
     "push": "tutelage.publishing:push",
@@ -77,6 +79,7 @@ __all__ = [
     "load_config",
     "parse_config",
     "plan",
+    "plan_hosts",
     "presets",
     "preview",
     "push",

@@ -79,8 +79,8 @@ class Plan:
         return "\n".join([*(f"{name:20} {value:>16}" for name, value in rows), self.note])
 
 
-def plan(config: Config) -> Plan:
-    """Memory and tokens of a run.
+def plan(config: Config, ranks: int = 1) -> Plan:
+    """Memory and tokens of a run; of one of its `ranks` what each has alone.
 
     Raises:
         UsageError: a model directory that cannot be used.
@@ -99,7 +99,7 @@ def plan(config: Config) -> Plan:
     opened = [(_open(m, "reference"), _BYTES[m.dtype], own) for m, own in references]
     rollout = config.rollout
     rollouts = rollout.prompts_per_step * rollout.group_size
-    in_memory = min(config.optimizer.micro_batch_size, rollouts)
+    in_memory = min(config.optimizer.micro_batch_size, -(-rollouts // ranks))
     scored = in_memory * rollout.max_new_tokens
     hidden = 4 * scored * (2 * student.width + teacher.width + sum(f.width for f, _, _ in opened))
     vocabulary = max(1, student.vocabulary, teacher.vocabulary)

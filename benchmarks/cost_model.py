@@ -1,0 +1,270 @@
+"""The cost model beside real steps, in one process and in two ranks.
+
+    python benchmarks/cost_model.py [--steps 6] [--keep profiles/]
+
+Two pairs (the embedded one, and a random one of some millions of weights) are profiled in
+seconds, part by part. Then whole training runs are timed at settings that no part was fitted
+on, by one process and by two ranks under torchrun (gloo, ddp), one thread each, in turn.
+Prints a table in Markdown: seconds of a step by the clock, processor seconds of the first rank,
+and what the model says. On a busy machine the processor's are the ones to compare.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+# prompts a step, rollouts of each, most new tokens, rollouts of a micro-batch
+EMBEDDED = [(64, 1, 28, 64), (16, 1, 28, 8), (32, 4, 16, 32), (128, 2, 28, 64)]
+RANDOM = [(16, 1, 64, 16), (8, 4, 24, 8), (24, 2, 48, 16)]
+SETTINGS = {"embedded": EMBEDDED, "random": RANDOM}
+
+
+def make_pairs(folder: Path) -> None:
+    """Prompts, and a pair of Llamas with random weights of which one id in 30 ends an answer."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    from tutelage.lab.embedded import EMBEDDED_SPEC, model_path
+    from tutelage.lab.tasks import write_prompts
+
+    write_prompts(folder / "prompts.jsonl", EMBEDDED_SPEC.task.train_prompts(4000, 0))
+    tokenizer = AutoTokenizer.from_pretrained(model_path("student"))
+    for name, width, layers in (("student", 192, 3), ("teacher", 256, 5)):
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=2048,
+            hidden_size=width,
+            intermediate_size=3 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=256,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=0,
+        )
+        model = LlamaForCausalLM(config)
+        model.generation_config.eos_token_id = list(range(2, 2048, 30))
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+
+
+def settings(folder: Path, pair: str, shape: tuple[int, ...], steps: int, ranks: int) -> Any:
+    """A run of that shape; the learning rate is so small that lengths stay."""
+    from tutelage.config import parse_config
+    from tutelage.lab.embedded import VERIFIER, model_path
+
+    prompts, group, tokens, micro = shape
+    paths = [folder / "student", folder / "teacher"]
+    if pair == "embedded":
+        paths = [model_path("student"), model_path("compatible")]
+    name = f"{pair}-{'-'.join(map(str, shape))}-{ranks}-{time.time_ns()}"
+    return parse_config(
+        {
+            "student": {"path": str(paths[0])},
+            "teacher": {"path": str(paths[1])},
+            "data": {
+                "prompts": str(folder / "prompts.jsonl"),
+                "held_out": 4,
+                "verifier": VERIFIER.model_dump(),
+            },
+            "rollout": {"prompts_per_step": prompts, "group_size": group, "max_new_tokens": tokens},
+            "objective": {"type": "full"},
+            "optimizer": {"lr": 1e-9, "micro_batch_size": micro},
+            "evaluation": {"every": 0, "teacher": 0},
+            "guards": {"causes": False},
+            "distributed": {"type": "ddp" if ranks > 1 else "none"},
+            "run": {
+                "dir": str(folder / name),
+                "steps": steps,
+                "save_every": 0,
+                "record_rollouts": 0,
+            },
+        }
+    )
+
+
+def work(folder: Path, steps: int, output: Path) -> None:
+    """One rank: time every setting, and the link where there are two."""
+    import torch
+
+    from tutelage.config import DDP
+    from tutelage.ranks.joining import joined
+    from tutelage.runs.interrupts import Interrupts
+    from tutelage.sizing.measuring import measure_link
+    from tutelage.training import train
+
+    torch.set_num_threads(1)
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    found: dict[str, Any] = {"rows": []}
+    if ranks > 1:
+        with Interrupts() as interrupts, joined(DDP(), interrupts) as (group, _):
+            link = measure_link(group)
+            found["link"] = asdict(link)
+    for pair, shapes in SETTINGS.items():
+        for shape in shapes:
+            seen: list[tuple[float, float]] = []
+
+            def note(record: Any, seen: list[tuple[float, float]] = seen) -> None:
+                if record["kind"] == "train":
+                    seen.append((time.perf_counter(), time.process_time()))
+
+            config = settings(folder, pair, shape, steps, ranks)
+            if ranks > 1:  # both ranks must name one directory
+                run = config.run.model_copy(
+                    update={"dir": str(folder / f"{pair}-{'-'.join(map(str, shape))}-{ranks}")}
+                )
+                config = config.model_copy(update={"run": run})
+            result = train(config, observer=note, overwrite=True)
+            gaps = [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(seen)]
+            if not gaps:
+                continue
+            records = [
+                json.loads(line) for line in (result.run / "metrics.jsonl").read_text().splitlines()
+            ]
+            later = [r for r in records if r["kind"] == "train"][1:]
+            found["rows"].append(
+                {
+                    "pair": pair,
+                    "shape": shape,
+                    "ranks": ranks,
+                    "clock_s": median(g[0] for g in gaps),
+                    "processor_s": median(g[1] for g in gaps),
+                    "tokens": median(r["tokens"] for r in later),
+                    "phases": {
+                        key: median(r[key] for r in later)
+                        for key in later[0]
+                        if key.startswith("perf/") and key.endswith("_s")
+                    },
+                }
+            )
+    if os.environ.get("RANK", "0") == "0":
+        output.write_text(json.dumps(found))
+
+
+def predicted(folder: Path, keep: Path | None) -> dict[str, Any]:
+    """The profile of each pair, at its longest completions."""
+    import torch
+
+    from tutelage.sizing.measuring import measure_profile
+    from tutelage.sizing.profiles import write_profile
+
+    torch.set_num_threads(1)
+    profiles = {}
+    for pair, shapes in SETTINGS.items():
+        longest = max(tokens for _, _, tokens, _ in shapes)
+        profiles[pair] = measure_profile(settings(folder, pair, (64, 1, longest, 64), 1, 1))
+        if keep is not None:
+            keep.mkdir(parents=True, exist_ok=True)
+            write_profile(profiles[pair], keep / f"{pair}.json")
+    return profiles
+
+
+def launch(folder: Path, steps: int, ranks: int) -> dict[str, Any]:
+    """Time all settings in processes of their own."""
+    output = folder / f"found-{ranks}.json"
+    words = [__file__, "--work", str(folder), "--steps", str(steps), "--output", str(output)]
+    command = [sys.executable, *words]
+    if ranks > 1:
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+        command = [sys.executable, *torchrun, *words]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{ranks} rank(s) failed:\n{done.stderr[-3000:]}")
+    found: dict[str, Any] = json.loads(output.read_text())
+    return found
+
+
+def main() -> None:
+    """Profile, time, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--keep", type=Path)
+    parser.add_argument("--phases", action="store_true", help="also by phase")
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.work is not None:
+        work(arguments.work, arguments.steps, arguments.output)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_pairs(folder)
+        profiles = predicted(folder, arguments.keep)
+        found = [launch(folder, arguments.steps, ranks) for ranks in (1, 2)]
+        print_table(folder, profiles, found, arguments.phases)
+
+
+def print_table(folder: Path, profiles: Any, found: list[Any], phases: bool) -> None:
+    """A row a setting."""
+    from tutelage.sizing.cost import Layout, Link, step_cost
+    from tutelage.sizing.hosts import workload
+
+    link = Link(**found[1]["link"])
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
+    print(f"{platform.machine()}, one thread a rank, load {load:.1f} at the end\n")
+    for pair, profile in profiles.items():
+        rates = profile.speeds
+        print(
+            f"{pair}: profile in {profile.seconds:.1f} s; decode {1e3 * rates.decode.pass_s:.2f} "
+            f"ms a step and {1e6 * rates.decode.token_s:.1f} us a row; {profile.name}"
+        )
+    print(
+        f"link: {1e6 * link.latency_s:.0f} us a message, {1e-6 / link.byte_s:.0f} MB/s of "
+        f"gradients, {1e-6 / link.message_byte_s:.0f} MB/s of messages; beside the other a "
+        f"rank takes {link.crowding:.2f} times as long\n"
+    )
+    print(
+        "| pair | prompts x rollouts, tokens, micro | ranks | clock, s | processor, s | model, s "
+        "| of clock | of processor |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    errors: list[tuple[float, float]] = []
+    for rows in found:
+        for row in rows["rows"]:
+            prompts, group, tokens, micro = row["shape"]
+            profile = profiles[row["pair"]]
+            config = settings(folder, row["pair"], tuple(row["shape"]), 1, row["ranks"])
+            todo = workload(
+                config, profile.prompt_tokens, profile.lengths.cut(tokens), profile.device
+            )
+            layout = Layout(ranks=row["ranks"], kind=config.distributed.type, link=link)
+            said = step_cost(todo, profile.speeds, layout)
+            ratios = said.step_s / row["clock_s"], said.step_s / row["processor_s"]
+            errors.append(ratios)
+            print(
+                f"| {row['pair']} | {prompts} x {group}, {tokens}, {micro} | {row['ranks']} | "
+                f"{row['clock_s']:.3f} | {row['processor_s']:.3f} | {said.step_s:.3f} | "
+                f"{ratios[0]:.2f} | {ratios[1]:.2f} |"
+            )
+            if phases:
+                print("   measured", {k: round(v, 4) for k, v in row["phases"].items()})
+                print(
+                    "   model",
+                    {k: round(v, 4) for k, v in said.seconds.items()},
+                    "tokens",
+                    row["tokens"],
+                    round(said.tokens),
+                )
+    for name, place in (("clock", 0), ("processor", 1)):
+        off = [abs(e[place] - 1) for e in errors]
+        print(
+            f"\n{name}: {sum(o <= 0.2 for o in off)} of {len(off)} within 20 %, "
+            f"median {100 * median(off):.0f} %, most {100 * max(off):.0f} %"
+        )
+
+
+if __name__ == "__main__":
+    main()
