@@ -111,9 +111,10 @@ outputs: .venv/docs.done
 	$(BIN)/python docs/_make/tutorials.py
 	$(BIN)/python docs/_make/notebook.py
 
-# The landing page's picture of a good and a bad pair, from a run of each.
-picture: .venv/docs.done
+# The pictures of a good and a bad pair, and of the per-token view, from runs of each; minutes.
+picture: .venv/docs.done .venv/browser.done
 	$(BIN)/python docs/_make/picture.py
+	$(BIN)/python docs/_make/screenshot.py
 
 clean:
 	rm -rf .venv .venv-vllm .venv-audit

@@ -66,6 +66,7 @@ def test_every_public_function_has_its_signature_in_the_site(site):
     assert "Raises" in page
 
 
+@pytest.mark.timeout(3000)
 def test_the_tutorials_print_what_they_show(tmp_path):
     """`make outputs` writes them anew; numbers may differ from machine to machine."""
     tutorials = script("tutorials")
@@ -85,6 +86,7 @@ def test_every_tutorial_is_run():
     assert {*(DOCS / "tutorials").glob("*.md"), DOCS / "start.md"} == run
 
 
+@pytest.mark.timeout(1500)
 def test_the_notebook_prints_what_it_shows():
     """`make outputs` writes it anew."""
     import nbformat
