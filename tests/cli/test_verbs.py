@@ -228,7 +228,7 @@ def test_report_of_something_else_is_refused(tmp_path, capsys):
 
 def test_every_verb_is_a_function_of_the_same_name():
     for verb in VERBS:
-        assert verb in ("lab", "rescue") or callable(getattr(tutelage, verb))
+        assert verb in ("lab", "rescue", "export") or callable(getattr(tutelage, verb))
     assert sorted(tutelage.__all__) == tutelage.__all__
     with pytest.raises(AttributeError):
         _ = tutelage.trian

@@ -199,3 +199,21 @@ def test_a_real_served_teacher_is_aligned_as_the_one_in_process(settings, teache
             assert getattr(there[key], name).value == pytest.approx(value, abs=1e-3)
         assert there[key].square == pytest.approx(local.square, abs=1e-3)
         assert there[key].move_square == pytest.approx(local.move_square, abs=1e-3)
+
+
+def test_vllm_serves_the_finished_student_as_it_is_here(settings, tmp_path):
+    from tutelage.cli import main
+
+    result = train(settings(optimizer={"lr": 0.01}))
+    log, prompts = tmp_path / "finished.log", str(tmp_path / "prompts.jsonl")
+    words = ["eval", str(result.student), "--prompts", prompts, "--samples", "1"]
+    words += ["--temperature", "0", "--max-new-tokens", "28", "--output"]
+    assert main([*words, str(tmp_path / "here.jsonl")]) == 0
+    with vllm_server(PYTHON, result.student, "finished", free_port(), log) as url:
+        assert main([*words, str(tmp_path / "there.jsonl"), "--server", url]) == 0
+    here, there = (
+        [[sample["text"] for sample in row["samples"]] for row in read_jsonl(tmp_path / name)]
+        for name in ("here.jsonl", "there.jsonl")
+    )
+    assert here == there
+    assert len(here) == 120

@@ -21,6 +21,7 @@ VERBS = {
     "explain": "why did this run do what it did? causes with evidence and the setting to change",
     "align": "where each teacher pushes the student towards success, without training",
     "rescue": "recipes for a pair that would fail: cold start, prompts, controls",
+    "export": "the same run for another engine: verl",
     "push": "upload a run's finished student to a hub",
     "presets": "the settings that `preset: NAME` starts from",
     "watch": "how a run goes, in the terminal, until it ends",

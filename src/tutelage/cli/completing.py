@@ -87,6 +87,7 @@ def completion(shell: str) -> str:
 
 def _offered() -> dict[str, Sequence[str]]:
     """Words to offer by what was typed before them, as patterns of a shell."""
+    from tutelage.cli.export import ENGINES
     from tutelage.cli.rescue import RECIPES
     from tutelage.config import config_keys, preset_names
 
@@ -95,6 +96,7 @@ def _offered() -> dict[str, Sequence[str]]:
     first = {
         "": list(VERBS),
         "rescue": list(RECIPES),
+        "export": list(ENGINES),
         "lab": ["all", "build", "list", "population"],
         "completion": SHELLS,
         "presets": preset_names(),
@@ -105,8 +107,9 @@ def _offered() -> dict[str, Sequence[str]]:
         for flag, told in _SETTING.findall(settings_help())
         if (found := _NAMES.search(" ".join(told.split())))
     }
-    commands = [v for v in VERBS if v not in ("rescue", "lab")]
-    commands += [*(f"rescue {recipe}" for recipe in RECIPES), "lab build", "lab population"]
+    commands = [v for v in VERBS if v not in ("rescue", "export", "lab")]
+    commands += [f"rescue {recipe}" for recipe in RECIPES]
+    commands += [*(f"export {engine}" for engine in ENGINES), "lab build", "lab population"]
     for words in (*commands, "lab SUITE"):
         page = _page(words.split())
         own = [f for line in _OPTION.findall(page) for f in _FLAG.findall(line)]
