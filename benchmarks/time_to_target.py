@@ -18,6 +18,8 @@ Settled before the first run:
   which are the same code for both sides, are not counted. Runs of the sides take turns. A run
   that does not reach its target counts as taking longer than all of its steps took.
 
+With `--arms` it tells what single changes of our settings would do, at our best learning rate.
+
 What is done is kept in OUTPUT/TASK.jsonl, and the same command goes on. Prints the table.
 """
 
@@ -29,6 +31,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from statistics import fmean, median
@@ -66,6 +69,16 @@ class Task:
 TASKS = {
     "embedded": Task(64, 28, 4, 160, (0, 1, 2, 3, 4), (3e-4, 1e-3, 3e-3), 500),
     "smollm2": Task(8, 32, 2, 40, (0, 1), (1e-5, 3e-5, 1e-4), 16),
+}
+ARMS: dict[str, dict[str, dict[str, Any]]] = {
+    "no warm-up": {"optimizer": {"warmup_steps": 0}},
+    "betas .9, .95": {"optimizer": {"betas": [0.9, 0.95]}},
+    "full vocabulary": {"objective": {"type": "full"}},
+    "sampled token": {"objective": {"type": "sampled"}},
+    "forward KL on the support": {"objective": {"divergence": {"type": "forward_kl"}}},
+    "half as many prompts": {"rollout": {"prompts_per_step": 32}},
+    "a quarter of the prompts": {"rollout": {"prompts_per_step": 16}},
+    "a quarter, 4 rollouts each": {"rollout": {"prompts_per_step": 16, "group_size": 4}},
 }
 SIDES = ("tutelage", "trl")
 AS_IT_COMES = "as it comes"
@@ -142,7 +155,7 @@ class Reached(Exception):
     """The student is good."""
 
 
-def run_tutelage(target: Target, rate: float | None, work: Path) -> None:
+def run_tutelage(target: Target, rate: float | None, work: Path, arm: str | None = None) -> None:
     """`tutelage.train` with the preset `recommended`."""
     import tutelage.trainer as trainer
     from tutelage import train
@@ -167,6 +180,11 @@ def run_tutelage(target: Target, rate: float | None, work: Path) -> None:
     }
     if rate is not None:
         settings["optimizer"] |= {"lr": rate}
+    for section, changes in ARMS[arm].items() if arm else ():
+        if "type" in changes:  # another objective, with its own defaults
+            settings[section] = changes
+        else:
+            settings[section] = settings.get(section, {}) | changes
     students: list[LocalModel] = []
     next_rollouts = trainer.Trainer.next_rollouts
 
@@ -238,8 +256,9 @@ def run_one(options: argparse.Namespace) -> None:
     import tempfile
 
     target = Target(options.task, TASKS[options.task], options.seed, options.models)
-    run: Callable[[Target, float | None, Path], None]
-    run = run_tutelage if options.side == "tutelage" else run_trl
+    run: Callable[[Target, float | None, Path], None] = run_trl
+    if options.side == "tutelage":
+        run = partial(run_tutelage, arm=options.arm)
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     reached = False
@@ -258,6 +277,8 @@ def main() -> None:
     parser.add_argument("--task", choices=list(TASKS), default="embedded")
     parser.add_argument("--models", type=Path)
     parser.add_argument("--output", type=Path, default=Path("out"))
+    parser.add_argument("--arms", action="store_true")
+    parser.add_argument("--arm", help=argparse.SUPPRESS)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--rate", type=float, help=argparse.SUPPRESS)
@@ -268,34 +289,79 @@ def main() -> None:
         return
     task, file = TASKS[options.task], options.output / f"{options.task}.jsonl"
     options.output.mkdir(parents=True, exist_ok=True)
-    done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    known = {(d["seed"], d["rate"], d["side"]) for d in done}
+    done = read(file)
     for seed in task.seeds:
         for rate in (None, *task.rates):
             for side in SIDES:
-                if (seed, rate, side) in known:
-                    continue
-                command = [sys.executable, __file__, "--task", options.task, "--side", side]
-                command += ["--seed", str(seed)]
-                command += [] if rate is None else ["--rate", str(rate)]
-                command += [] if options.models is None else ["--models", str(options.models)]
-                said = subprocess.run(command, capture_output=True, text=True)
-                if said.returncode:
-                    raise SystemExit(said.stderr[-3000:])
-                found = {"seed": seed, "rate": rate, "side": side, **json.loads(said.stdout)}
-                done.append(found)
-                with file.open("a") as out:
-                    out.write(json.dumps(found) + "\n")
-                print(side, seed, rate, found["reached"], round(found["seconds"], 1), flush=True)
+                run_missing(done, file, options, side, seed, rate)
     print("\n".join(table(task, done)))
+    if options.arms:
+        rate = best_rate(task, done, "tutelage")
+        for seed in task.seeds:
+            for arm in ARMS:
+                run_missing(done, file, options, "tutelage", seed, rate, arm)
+        print("\n".join(table_of_arms(done, rate)))
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    """What is done."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def run_missing(
+    done: list[dict[str, Any]],
+    file: Path,
+    options: argparse.Namespace,
+    side: str,
+    seed: int,
+    rate: float | None,
+    arm: str | None = None,
+) -> None:
+    """A run in a process of its own, unless it is done."""
+    named = {"seed": seed, "rate": rate, "side": side, "arm": arm}
+    if any({key: d.get(key) for key in named} == named for d in done):
+        return
+    command = [sys.executable, __file__, "--task", options.task, "--side", side]
+    given = {"--seed": seed, "--rate": rate, "--arm": arm, "--models": options.models}
+    command += [word for k, v in given.items() if v is not None for word in (k, str(v))]
+    said = subprocess.run(command, capture_output=True, text=True)
+    if said.returncode:
+        raise SystemExit(said.stderr[-3000:])
+    found = {**named, **json.loads(said.stdout)}
+    done.append(found)
+    with file.open("a") as out:
+        out.write(json.dumps(found) + "\n")
+    print(side, seed, rate, arm or "", found["reached"], round(found["seconds"], 1), flush=True)
+
+
+def seconds_of(
+    done: list[dict[str, Any]], side: str, rate: float | None, arm: str | None = None
+) -> list[float]:
+    """Of the runs by seed; infinite where the target was not reached."""
+    runs = [d for d in done if (d["side"], d["rate"], d.get("arm")) == (side, rate, arm)]
+    return [d["seconds"] if d["reached"] else float("inf") for d in sorted(runs, key=_seed)]
+
+
+def best_rate(task: Task, done: list[dict[str, Any]], side: str) -> float:
+    """The learning rate of the smallest median."""
+    return min(task.rates, key=lambda rate: median(seconds_of(done, side, rate)))
+
+
+def table_of_arms(done: list[dict[str, Any]], rate: float) -> list[str]:
+    """Markdown: seconds with one change, and how many times those without it, seed by seed."""
+    plain = seconds_of(done, "tutelage", rate)
+    lines = [f"| one change, at {rate} | s | times as long |", "|---|---|---|"]
+    for arm in ARMS:
+        times = seconds_of(done, "tutelage", rate, arm)
+        middle = median(times)
+        cell = "not reached" if middle == float("inf") else f"{middle:.1f}"
+        lines.append(f"| {arm} | {cell} | {ratio(plain, times)} |")
+    return lines
 
 
 def table(task: Task, done: list[dict[str, Any]]) -> list[str]:
     """Markdown: seconds by learning rate, and the best rate of each side against the other's."""
-
-    def seconds(side: str, rate: float | None) -> list[float]:
-        runs = sorted((d for d in done if (d["side"], d["rate"]) == (side, rate)), key=_seed)
-        return [d["seconds"] if d["reached"] else float("inf") for d in runs]
+    seconds = partial(seconds_of, done)
 
     def cell(times: list[float], side: str, rate: float | None) -> str:
         reached = sum(t < float("inf") for t in times)
@@ -309,9 +375,7 @@ def table(task: Task, done: list[dict[str, Any]]) -> list[str]:
         "| learning rate | tutelage, s (runs that reached it) | TRL, s | ratio |",
         "|---|---|---|---|",
     ]
-    best = {}
-    for side in SIDES:
-        best[side] = min(task.rates, key=lambda rate: median(seconds(side, rate)))
+    best = {side: best_rate(task, done, side) for side in SIDES}
     for rate in (None, *task.rates):
         ours, theirs = seconds("tutelage", rate), seconds("trl", rate)
         cells = [cell(ours, "tutelage", rate), cell(theirs, "trl", rate)]

@@ -1,0 +1,173 @@
+"""How the time of a step grows with tokens, vocabulary, k and group size.
+
+    python benchmarks/linear.py [--output docs/pictures/linear.svg]
+
+One thing is varied at a time, on random models, in processor seconds of one thread; medians of
+five after a warm-up, the sizes taking turns. The slope is of a straight line through the
+logarithms: 1 is proportional, 0 is free. What is expected: sampling and update grow as the tokens
+once fixed costs are paid; the vocabulary weighs as its share of all products; k is nearly free; a
+group costs less than as many prompts, since its prompt is read once. What ranks cost is in
+`benchmarks/cost_model.py`.
+"""
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from tutelage.config import TopK
+from tutelage.gradient import Models, accumulate
+from tutelage.models.local import LocalModel
+from tutelage.ops.products import speed_up
+from tutelage.types import Prompt, RenderedPrompt, SamplingParams
+
+ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A step."""
+
+    prompts: int = 32
+    group: int = 1
+    prompt_tokens: int = 8
+    new_tokens: int = 48
+    vocabulary: int = 4096
+    k: int = 16
+
+
+VARIED: dict[str, tuple[Sizes, str, list[int]]] = {
+    "tokens": (Sizes(), "prompts", [8, 16, 32, 64, 128]),
+    "vocabulary": (Sizes(), "vocabulary", [1024, 4096, 16384, 65536]),
+    "k": (Sizes(), "k", [4, 16, 64, 256]),
+    "group size": (Sizes(prompts=4, prompt_tokens=256), "group", [1, 2, 4, 8, 16]),
+}
+
+
+def model(width: int, layers: int, vocabulary: int, seed: int) -> LocalModel:
+    """Random, and it never ends a completion."""
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 32,
+        num_key_value_heads=width // 32,
+        head_dim=32,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        eos_token_id=None,
+        bos_token_id=None,
+    )
+    network = Qwen3ForCausalLM(config).eval()
+    speed_up(network)
+    words = Tokenizer(models.WordLevel({"<pad>": 0, "x": 1}, unk_token="<pad>"))
+    return LocalModel(
+        network, PreTrainedTokenizerFast(tokenizer_object=words), vocabulary=vocabulary
+    )
+
+
+def steps(sizes: Sizes) -> tuple[Callable[[], object], Callable[[], object]]:
+    """Sampling of a step, and its scoring and update."""
+    student, teacher = model(128, 2, sizes.vocabulary, 1), model(256, 4, sizes.vocabulary, 2)
+    for parameter in teacher.model.parameters():
+        parameter.requires_grad_(False)
+    pair = Models(student=student, teacher=teacher, references={})
+    generator = torch.Generator().manual_seed(0)
+    shape = (sizes.prompts, sizes.prompt_tokens)
+    ids = torch.randint(1, sizes.vocabulary, shape, generator=generator).tolist()
+    prompts = [
+        RenderedPrompt(prompt=Prompt(id=f"q{i}", text="x"), ids=tuple(row))
+        for i, row in enumerate(ids)
+    ]
+    params = SamplingParams(max_new_tokens=sizes.new_tokens, temperature=1.0)
+
+    def sample() -> list[object]:
+        return list(student.sample(prompts, params, group_size=sizes.group, seed=0, step=0))
+
+    rollouts = student.sample(prompts, params, group_size=sizes.group, seed=0, step=0)
+
+    def update() -> object:
+        student.model.zero_grad()
+        return accumulate(
+            pair,
+            TopK(k=sizes.k),
+            rollouts,
+            micro_batch_size=64,
+            aggregation="token_mean",
+            overlap_k=16,
+        )
+
+    return sample, update
+
+
+def measure(name: str) -> dict[str, list[float]]:
+    """Median processor seconds at each size, of sampling and of the rest."""
+    base, field, values = VARIED[name]
+    calls = [steps(replace(base, **{field: value})) for value in values]
+    taken: dict[str, list[list[float]]] = {
+        "sampling": [[] for _ in values],
+        "update": [[] for _ in values],
+    }
+    for turn in range(ROUNDS + 1):
+        for place, pair in enumerate(calls):
+            for phase, call in zip(taken, pair, strict=True):
+                began = time.process_time()
+                call()
+                if turn:
+                    taken[phase][place].append(time.process_time() - began)
+    return {phase: [median(t) for t in times] for phase, times in taken.items()}
+
+
+def slope(values: list[int], seconds: list[float]) -> float:
+    """Of log seconds over log size."""
+    return float(np.polyfit(np.log(values), np.log(seconds), 1)[0])
+
+
+def draw(found: dict[str, dict[str, list[float]]], path: Path) -> None:
+    """A panel for each thing that was varied."""
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "tutelage", "font.size": 9})
+    figure, panels = plt.subplots(1, len(found), figsize=(11, 2.8), layout="constrained")
+    for axes, (name, phases) in zip(panels, found.items(), strict=True):
+        values = VARIED[name][2]
+        for phase, seconds in phases.items():
+            label = f"{phase}, slope {slope(values, seconds):.2f}"
+            axes.loglog(values, seconds, "o-", label=label)
+        axes.set(xlabel="prompts of a step" if name == "tokens" else name)
+        axes.legend(frameon=False, fontsize=8)
+    panels[0].set(ylabel="processor seconds")
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    """Prints the table, and draws it."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    print("| varied | sizes | phase | processor seconds | slope |\n|---|---|---|---|---|")
+    found = {}
+    for name, (_, _, values) in VARIED.items():
+        found[name] = measure(name)
+        for phase, seconds in found[name].items():
+            cells = [", ".join(map(str, values)), phase, ", ".join(f"{s:.3f}" for s in seconds)]
+            print(f"| {name} | {' | '.join(cells)} | {slope(values, seconds):.2f} |", flush=True)
+    if options.output:
+        draw(found, options.output)
+
+
+if __name__ == "__main__":
+    main()
