@@ -45,10 +45,9 @@ from tutelage.ranks import ALONE, Ranks
 from tutelage.timings import Timings
 from tutelage.types import Batch, Rollout, TokenScores
 
-# Tokens that take as long as one pass more, by kind of device: a pass launches hundreds of small
-# kernels, which on two cores last as long as some dozen tokens of a small model.
-_PASS_TOKENS = {"cpu": 128}
-_PASS_TOKENS_ELSEWHERE = 4096
+# FLOPs that take as long as one pass more, by kind of device: hundreds of small kernels.
+_PASS_FLOPS = {"cpu": 1.5e9}
+_PASS_FLOPS_ELSEWHERE = 4e12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -419,10 +418,7 @@ def _cut(
     Neighbours in length are dealt to different ranks, so all have about as much to do, and they
     cut at the same places, so all run as many passes.
     """
-    if isinstance(models.teacher, LocalModel):
-        overhead = _PASS_TOKENS.get(models.student.device.type, _PASS_TOKENS_ELSEWHERE)
-    else:  # a server makes its own batches: the more it is asked at once the better
-        overhead = sum(map(_length, rollouts))
+    overhead = _pass_tokens(models, sum(map(_length, rollouts)))
     prompts = [rollout.prompt_ids for rollout in rollouts]
     if ranks.size == 1 and saves_enough(prompts, sum(map(_length, rollouts))):
         # Those of one prompt together, which is then read once.
@@ -434,6 +430,19 @@ def _cut(
     own, longest = ranks.deal(order), order[ranks.size - 1 :: ranks.size]
     lengths = [_length(rollouts[i]) for i in longest]
     return [own[part] for part in cut_by_length(lengths, size, overhead)]
+
+
+def _pass_tokens(models: Models, most: int) -> int:
+    """Tokens that take as long as one pass more."""
+    if not isinstance(models.teacher, LocalModel):
+        return most  # a server makes its own batches: the more it is asked at once the better
+    student, teacher = (
+        sum(parameter.numel() for parameter in local.model.parameters())
+        for local in (models.student, models.teacher)
+    )
+    flops = _PASS_FLOPS.get(models.student.device.type, _PASS_FLOPS_ELSEWHERE)
+    # Small models compute slower than large ones, so for them a pass is not worth as many tokens.
+    return int(min(256, max(16, flops / (6 * student + 2 * teacher))))
 
 
 def _both_sides(rollouts: Sequence[Rollout]) -> tuple[Batch, Batch]:

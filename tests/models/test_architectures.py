@@ -131,7 +131,7 @@ def test_a_prompt_read_once_gives_the_states_and_gradients_of_its_copies(family,
         lambda module, args, kwargs: reads.append(kwargs["input_ids"].numel()), with_kwargs=True
     )
     together, gradients = states_and_gradients()
-    if prefixes.can_share(model.model):
+    if model.shares_prompts:
         assert len(reads) == 2
         assert sum(reads) == shared.prompts.numel() + shared.completions.numel()
     else:

@@ -15,6 +15,7 @@ def by_onednn(monkeypatch):
     """Whatever the processor, and however small the product."""
     monkeypatch.setattr(products, "prefers_onednn", lambda: True)
     monkeypatch.setattr(products, "_WORTH", 0)
+    monkeypatch.setattr(products, "_WORTH_DECODING", 0)
 
 
 def both_ways(inputs, weight, bias, above):

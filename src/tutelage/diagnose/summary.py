@@ -22,70 +22,89 @@ _WORDS = {
 
 def summary(found: "Check", arguments: Sequence[str]) -> str:
     """Verdict, reasons, what was measured, the next command."""
-    verdict = found.verdict
-    lines = [f"verdict: {_WORDS[verdict.word]}"]
-    lines += [f"  {'because' if i == 0 else '-'} {r.text}" for i, r in enumerate(verdict.reasons)]
+    first = found.looks[0]
+    parts = [
+        _verdict(found),
+        *_student(found.student),
+        _teachers(found),
+        _continued(first),
+        _manner(first),
+        _baseline(first),
+        *_differences(found),
+        *(f"note: {note}" for note in found.notes),
+        f"next: {found.next_command(arguments)}",
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _verdict(found: "Check") -> str:
+    lines = [f"verdict: {_WORDS[found.verdict.word]}"]
+    for i, reason in enumerate(found.verdict.reasons):
+        lines.append(f"  {'-' if i else 'because'} {reason.text}")
     if (expected := found.looks[0].prediction) is not None:
         lines.append(_expected(expected))
-    parts = ["\n".join(lines)]
-    measured = [look for look in found.looks if look.agreement is not None]
-    for name, about in found.student.items():
-        where = "" if len(found.student) == 1 else f" on {name}"
+    return "\n".join(lines)
+
+
+def _student(student: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A paragraph for each set of prompts."""
+    parts = []
+    for name, about in student.items():
+        where = "" if len(student) == 1 else f" on {name}"
         accuracy = (
             f"accuracy {about['accuracy']:.3f} [{about['low']:.3f}, {about['high']:.3f}], "
             if "accuracy" in about
             else ""
         )
-        scored = [
-            f"{word} {about[key]:.2f}"
-            for key, word in (("entropy", "entropy"), ("repetition", "repetition"))
-            if key in about
-        ]
+        scored = [f"{key} {about[key]:.2f}" for key in ("entropy", "repetition") if key in about]
         parts.append(
             f"student{where}: {accuracy}{about['length']:.1f} tokens an answer, "
             + ", ".join([f"{about['truncated']:.0%} cut at the limit", *scored])
         )
-    if measured:
-        header: Sequence[str] = (
-            "teacher",
-            "verdict",
-            "advantage",
-            "accuracy gap",
-            "shared mass",
-            "KL",
-            "AUROC",
+    return parts
+
+
+def _teachers(found: "Check") -> str:
+    if all(look.agreement is None for look in found.looks):
+        return ""
+    header = ("teacher", "verdict", "advantage", "accuracy gap", "shared mass", "KL", "AUROC")
+    rows = [
+        (
+            _title(look, len(found.student) > 1),
+            _WORDS[look.verdict.word],
+            _interval((look.alignment or {}).get("advantage")),
+            _gap(look.capability),
+            _number(look.agreement, "overlap/mass_student", ".2f"),
+            _number(look.agreement, "kl/reverse", ".2f"),
+            _number(look.agreement, "sequence_reward/auroc", ".2f"),
         )
-        rows: Sequence[Sequence[str]] = [
-            (
-                _title(look, len(found.student) > 1),
-                _WORDS[look.verdict.word],
-                _interval((look.alignment or {}).get("advantage")),
-                _gap(look.capability),
-                _number(look.agreement, "overlap/mass_student", ".2f"),
-                _number(look.agreement, "kl/reverse", ".2f"),
-                _number(look.agreement, "sequence_reward/auroc", ".2f"),
-            )
-            for look in found.ranking
-        ]
-        parts.append(table(header, rows))
-    first = found.looks[0]
-    if first.rescue:
-        header = ("student's answer", "kept", "answers", "student", "teacher", "gain")
-        rows = [
-            (
-                part.outcome,
-                f"{part.depth:.0%}",
-                str(part.answers),
-                f"{part.student:.2f}",
-                f"{part.teacher:.2f}",
-                f"{part.gain:+.2f} [{part.low:+.2f}, {part.high:+.2f}]",
-            )
-            for part in first.rescue
-        ]
-        parts.append(
-            "continued from the student's answers:\n" + table(header, rows) + "\n" + _depth(first)
+        for look in found.ranking
+    ]
+    return table(header, rows)
+
+
+def _continued(look: Look) -> str:
+    """How either side ends what the student began."""
+    if not look.rescue:
+        return ""
+    header = ("student's answer", "kept", "answers", "student", "teacher", "gain")
+    rows = [
+        (
+            part.outcome,
+            f"{part.depth:.0%}",
+            str(part.answers),
+            f"{part.student:.2f}",
+            f"{part.teacher:.2f}",
+            f"{part.gain:+.2f} [{part.low:+.2f}, {part.high:+.2f}]",
         )
-    parts += [line for line in (_manner(first), _baseline(first)) if line]
+        for part in look.rescue
+    ]
+    return f"continued from the student's answers:\n{table(header, rows)}\n{_depth(look)}"
+
+
+def _differences(found: "Check") -> list[str]:
+    """Tables of the teachers' differences by set of prompts, and of the sets'."""
+    parts = []
     for name, pairs in found.differences.items():
         where = "" if len(found.differences) == 1 else f" on {name}"
         rows = [
@@ -100,9 +119,7 @@ def summary(found: "Check", arguments: Sequence[str]) -> str:
             for who, value in values.items()
         ]
         parts.append(table(("difference of prompts", "who answers", "accuracy"), rows))
-    parts += [f"note: {note}" for note in found.notes]
-    parts.append(f"next: {found.next_command(arguments)}")
-    return "\n\n".join(parts)
+    return parts
 
 
 def _expected(found: Prediction) -> str:

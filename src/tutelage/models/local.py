@@ -110,6 +110,7 @@ class LocalModel:
         self.stop_ids = stop_ids(self.model.generation_config, self.model.config, self.tokenizer)
         with contextlib.nullcontext() if self.adapter is None else lora.switched_off(self.adapter):
             self.raw_head = find_head(self.model)
+        self.shares_prompts = self.raw_head.weight is not None and can_share(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -162,7 +163,7 @@ class LocalModel:
     def _shared_states(self, batch: Batch) -> Tensor | None:
         """The hidden states [N, H], where rows share prompts and the model allows it."""
         twice = self.checkpointed and torch.is_grad_enabled()  # what is read twice is kept twice
-        if self.raw_head.weight is None or self.sharded or twice or not can_share(self.model):
+        if self.sharded or twice or not self.shares_prompts:
             return None
         shared = shared_prompts(batch)
         return None if shared is None else shared_states(self.model, shared)

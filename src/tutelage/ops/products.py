@@ -15,8 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-_WORTH = 2**22  # multiplications: below, the call costs what the library saves
-_ROWS = 8
+# Multiplications from which oneDNN is worth its call. It makes a kernel for every new number of
+# rows, in a third of a millisecond: a batch's is new each time, a decoding step's comes again.
+_WORTH, _WORTH_DECODING = 2**24, 2**22
+_ROWS, _ROWS_DECODING = 8, 64
 
 
 @cache
@@ -87,11 +89,12 @@ def _onednn(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
 
 
 def _is_worth_it(inputs: Tensor, weight: Tensor) -> bool:
-    width = inputs.shape[-1]
+    rows = inputs.numel() // max(1, inputs.shape[-1])
+    worth = _WORTH_DECODING if rows <= _ROWS_DECODING else _WORTH
     return (
         prefers_onednn()
-        and inputs.numel() * weight.shape[0] >= _WORTH
-        and inputs.numel() >= _ROWS * width
+        and rows >= _ROWS
+        and inputs.numel() * weight.shape[0] >= worth
         and inputs.dtype == weight.dtype == torch.float32
         and inputs.device.type == weight.device.type == "cpu"
         and type(weight) in (Tensor, nn.Parameter)  # not what FSDP2 holds of it

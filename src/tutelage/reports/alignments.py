@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tutelage.reports.figures import Figure
 from tutelage.reports.records import Notes, document, mapping, number, pick, rows
 from tutelage.reports.results import MOST_ROWS, Result, Table, dots, estimate, text_of
 
@@ -17,7 +18,19 @@ def read_alignment(path: Path, name: str, place: str) -> Result:
     if not found:
         branches = sum(1 for _ in rows(path / "rollouts.jsonl", notes))
         lead = [f"Not finished: {branches:,} branches are done; --resume goes on."]
+    return Result(
+        name=name,
+        kind="align",
+        lead=lead,
+        figures=_alignment_figures(teachers, place),
+        tables=_alignment_tables(found, teachers),
+        notes=notes,
+        config_text=text_of(path / "config.yaml"),
+        environment=document(path / "environment.json", notes),
+    )
 
+
+def _alignment_figures(teachers: Mapping[str, Any], place: str) -> list[Figure]:
     def own(teacher: str, *keys: str) -> Any:
         return pick(teachers, teacher, "objectives", "objective", *keys)
 
@@ -70,6 +83,10 @@ def read_alignment(path: Path, name: str, place: str) -> Result:
             },
         ),
     ]
+    return [figure for figure in made if figure]
+
+
+def _alignment_tables(found: Mapping[str, Any], teachers: Mapping[str, Any]) -> list[Table]:
     pooled = [
         [
             t,
@@ -97,16 +114,7 @@ def read_alignment(path: Path, name: str, place: str) -> Result:
                 "Paired on the same states. Told apart where the interval excludes 0.",
             )
         )
-    return Result(
-        name=name,
-        kind="align",
-        lead=lead,
-        figures=[figure for figure in made if figure],
-        tables=tables,
-        notes=notes,
-        config_text=text_of(path / "config.yaml"),
-        environment=document(path / "environment.json", notes),
-    )
+    return tables
 
 
 def _alignment_lead(found: Mapping[str, Any], teachers: Mapping[str, Any]) -> list[str]:
