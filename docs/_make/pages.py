@@ -91,7 +91,7 @@ def _commands() -> Iterator[list[str]]:
 
 def _help(words: list[str]) -> str:
     out = TextIOWrapper(BytesIO(), encoding="utf-8")
-    width = patch.dict(os.environ, COLUMNS="100")
+    width = patch.dict(os.environ, COLUMNS="92")
     with width, redirect_stdout(out), suppress(SystemExit):
         main([*words, "--help"])
     out.seek(0)

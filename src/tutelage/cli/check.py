@@ -32,8 +32,7 @@ def check(
 
     Args:
         config: YAML file with the settings.
-        baseline: the teacher before post-training, or a sibling trained on the student's data: can
-            the student tell them apart? Short for --check.baseline.path.
+        baseline: the teacher before its post-training, or a sibling (--check.baseline.path).
         output: file for everything that was measured, as JSON.
         as_json: print one JSON object on stdout.
     """
