@@ -9,7 +9,7 @@ from pathlib import Path
 import tutelage
 
 SOURCE = Path(__file__).parents[2] / "src" / "tutelage"
-EXTRAS = {"hub", "lora", "ray", "rescue", "semantic", "serve", "track", "verify"}
+EXTRAS = {"docs", "hub", "lora", "ray", "rescue", "semantic", "serve", "track", "verify"}
 
 
 def test_the_wheel_holds_the_source_and_nothing_else():

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from tutelage.cli.arguments import parse_with_settings, print_json, put, settings_help
+from tutelage.cli.arguments import parse_with_settings, print_json, put
 from tutelage.errors import UsageError, did_you_mean
 
 ENGINES = {"verl": "data, Hydra overrides and a loss plugin for verl 0.9.1, on many GPUs"}
@@ -23,7 +23,7 @@ def run(words: Sequence[str]) -> None:
     elif words[0] not in ENGINES:
         raise UsageError(f"there is no export for {words[0]!r}. {did_you_mean(words[0], ENGINES)}")
     else:
-        parse_with_settings(export_verl, words[1:])
+        parse_with_settings(export_verl, words[1:], tell_settings=True)
 
 
 def export_verl(
@@ -65,9 +65,3 @@ def export_verl(
             put(written)
 
     return call
-
-
-export_verl.__doc__ = (export_verl.__doc__ or "").replace(
-    "    Args:",
-    f"    Settings, from the file or as flags (later wins):\n\n{settings_help()}\n\n    Args:",
-)
