@@ -5,7 +5,8 @@
 Every round does, for align, cold start and evaluation of the embedded pair, the same units twice,
 in an order that changes: by two workers that Ray placed, and by two processes that got half of
 them each and know nothing of Ray. All have loaded before the clock starts and compute with one
-thread. Prints a table in Markdown. The machine should be idle.
+thread. Prints a table in Markdown. The machine should be idle; on a busy one the ratio of processor
+seconds, those of Ray's own processes included, says what two cores of an idle one would do at best.
 """
 
 import argparse
@@ -22,16 +23,18 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import psutil
+
 os.environ["OMP_NUM_THREADS"] = "1"
 
 from tutelage.alignment.bench import plant
-from tutelage.alignment.growing import _load, growths, roll
+from tutelage.alignment.growing import growths, load_bench, roll
 from tutelage.alignment.job import prepare_bench
 from tutelage.config import Config, RayEngine, parse_config
 from tutelage.data.render import render
 from tutelage.lab.embedded import EMBEDDED_SPEC, VERIFIER, model_path
 from tutelage.models.local import draws_of
-from tutelage.rescue.cold_start import _bench, _questions
+from tutelage.rescue.cold_start import load_teacher_bench, questions_asked
 from tutelage.rescue.cold_start_rollouts import AnswerBatch, answer
 from tutelage.scale.engines import workers_of
 from tutelage.scale.sampling import DrawBatch, draw_batch, load_sampler
@@ -68,7 +71,7 @@ def jobs(config: Config, count: int) -> dict[str, tuple[Job[Any, Any, Any], dict
     bench = prepare_bench(config)
     tree, vocabulary = plant(bench), bench.student.vocabulary
     grown = {str(i): g for i, g in enumerate(growths(tree, ROWS)[:count])}
-    asked, _ = _questions(config)
+    asked, _ = questions_asked(config)
     slots = [(prompt.for_teacher(), 0) for prompt in asked]
     tried = {
         str(i): AnswerBatch(tuple(slots[(i * ROWS) % 512 :][:ROWS]), attempt=i)
@@ -85,8 +88,8 @@ def jobs(config: Config, count: int) -> dict[str, tuple[Job[Any, Any, Any], dict
     }
     sampler = partial(load_sampler, config.student, "model", vocabulary)
     return {
-        "align": (Job(prepare=partial(_load, config, vocabulary), work=roll), grown),
-        "cold start": (Job(prepare=partial(_bench, config, None), work=answer), tried),
+        "align": (Job(prepare=partial(load_bench, config, vocabulary), work=roll), grown),
+        "cold start": (Job(prepare=partial(load_teacher_bench, config, None), work=answer), tried),
         "evaluation": (Job(prepare=sampler, work=draw_batch), drawn),
     }
 
@@ -117,14 +120,13 @@ class Plain:
         for pipe in self.pipes:
             pipe.recv()
 
-    def seconds(self) -> float:
-        """From the word to the later one's end, results discarded."""
+    def seconds(self) -> tuple[float, float]:
+        """From the word to the later one's end, results discarded; and of the processors."""
         began = time.perf_counter()
         for pipe in self.pipes:
             pipe.send("go")
-        for pipe in self.pipes:
-            pipe.recv()
-        return time.perf_counter() - began
+        spent = [pipe.recv() for pipe in self.pipes]
+        return time.perf_counter() - began, sum(spent)
 
     def end(self) -> None:
         """Let both processes end."""
@@ -144,27 +146,44 @@ def plain_work(pipe: Any, prepare: Callable[[], Any], work: Any, units: list[Any
         work(held, unit)
     pipe.send("ready")
     while pipe.recv() == "go":
+        began = time.process_time()
         for unit in units:
             work(held, unit)
-        pipe.send("done")
+        pipe.send(time.process_time() - began)
 
 
-def on_ray(map_units: MapUnits, job: Job[Any, Any, Any], units: Mapping[str, Any]) -> float:
-    """Seconds until every unit's result is here."""
-    began = time.perf_counter()
+def on_ray(
+    map_units: MapUnits, job: Job[Any, Any, Any], units: Mapping[str, Any]
+) -> tuple[float, float]:
+    """Seconds until every unit's result is here; and of the processors, Ray's own included."""
+    began, before = time.perf_counter(), spent_here()
     assert sum(1 for _ in map_units(job, units)) == len(units)
-    return time.perf_counter() - began
+    return time.perf_counter() - began, spent_here() - before
+
+
+def spent_here() -> float:
+    """Processor seconds of this process and all that it has started; the plain ones are idle."""
+    me = psutil.Process()
+    return sum(sum(process.cpu_times()[:2]) for process in [me, *me.children(recursive=True)])
+
+
+def told(ratios: list[float]) -> str:
+    """Median, least and most."""
+    return f"{median(ratios):.3f} [{min(ratios):.3f}, {max(ratios):.3f}]"
 
 
 def measure(count: int, rounds: int) -> None:
     """Print the table."""
     with tempfile.TemporaryDirectory() as name:
         config = settings(Path(name))
-        print("| verb | units | s a unit, plain | two processes, s | two workers, s | ratio |")
-        print("|---|---|---|---|---|---|")
+        print(
+            "| verb | units | s a unit, plain | two processes, s | two workers, s | ratio | "
+            "processor s, plain | with workers | ratio |"
+        )
+        print("|---|---|---|---|---|---|---|---|---|")
         for verb, (job, units) in jobs(config, count).items():
             plain, job = Plain(job, units), replace(job, here=None)
-            ratios, times = [], []
+            times = []
             with workers_of(RayEngine(workers=2), "student") as map_units:
                 on_ray(map_units, job, units)  # both have loaded
                 for turn in range(rounds):
@@ -172,19 +191,21 @@ def measure(count: int, rounds: int) -> None:
                         r, p = on_ray(map_units, job, units), plain.seconds()
                     else:
                         p, r = plain.seconds(), on_ray(map_units, job, units)
-                    ratios.append(p / r)
-                    times.append((p, r))
+                    times.append((*p, *r))
             plain.end()
-            p, r = (median(side) for side in zip(*times, strict=True))
+            p, spent, r, spent_ray = (median(side) for side in zip(*times, strict=True))
             print(
                 f"| {verb} | {len(units)} | {2 * p / len(units):.3f} | {p:.2f} | {r:.2f} | "
-                f"{median(ratios):.3f} [{min(ratios):.3f}, {max(ratios):.3f}] |",
+                f"{told([t[0] / t[2] for t in times])} | {spent:.2f} | {spent_ray:.2f} | "
+                f"{told([t[1] / t[3] for t in times])} |",
                 flush=True,
             )
         with workers_of(RayEngine(workers=2), "student") as map_units:
             job = Job(prepare=nothing_held, work=nothing_done)
             on_ray(map_units, job, {str(i): i for i in range(100)})
-            empty = min(on_ray(map_units, job, {str(i): i for i in range(2000)}) for _ in range(3))
+            empty, _ = min(
+                on_ray(map_units, job, {str(i): i for i in range(2000)}) for _ in range(3)
+            )
         print(
             f"\nA unit that does nothing costs {empty / 2000 * 1e3:.2f} ms (2,000 on two workers)."
         )

@@ -2,7 +2,9 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -49,3 +51,29 @@ def data_dir(request: pytest.FixtureRequest) -> Path:
 def gpt2_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Student and teacher of another architecture and tokenizer than the embedded pair."""
     return save_tiny_pair(tmp_path_factory.mktemp("gpt2"))
+
+
+@pytest.fixture(scope="session")
+def ray_here() -> Iterator[Any]:
+    """One Ray instance for all tests, on loopback, with room for four processors' workers."""
+    paths = [str(Path(__file__).parent / "fan_out"), os.environ.get("PYTHONPATH", "")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(path for path in paths if path))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        import ray
+
+        from tutelage.runs.interrupts import held_signals
+
+        with held_signals():
+            ray.init(
+                num_cpus=4,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+                object_store_memory=2**27,
+                _system_config={"worker_niceness": 0},
+            )
+    yield ray
+    with held_signals():
+        ray.shutdown()

@@ -57,8 +57,82 @@ SECRETS = "servers/test_secrets.py::"
 HOSTILE = "models/test_hostile.py::"
 YAML = "cli/test_errors.py::test_yaml_that_would_grow_or_hang_is_refused_at_once"
 PLACES = "flow/test_places.py::"
+FAILING = "scale/test_failing.py::"
+RANKS = "fan_out/test_ray_ranks.py::"
 
 GUARDS = (
+    # --- several processes ---
+    Guard(
+        "21",
+        "ranks/watch.py",
+        "            if now - counts[rank][1] > self.silence_s:",
+        "            if False:",
+        FAILING + "test_a_rank_that_hangs_is_named_at_the_deadline",
+    ),
+    Guard(
+        "21",
+        "ranks/watch.py",
+        "        silent = self._silent_since(3 * self.every)",
+        "        silent: list[int] = []",
+        FAILING + "test_a_rank_that_is_killed_ends_the_other_with_its_number",
+    ),
+    Guard(
+        "21",
+        "ranks/beginning.py",
+        '    require_alike(ranks, settings, "settings")\n',
+        "",
+        FAILING + "test_ranks_with_other_settings_are_refused_and_the_setting_is_named",
+    ),
+    Guard(
+        "21",
+        "ranks/beginning.py",
+        "    if count % ranks.size:",
+        "    if False:",
+        FAILING + "test_a_step_that_cannot_be_dealt_is_refused",
+    ),
+    Guard(
+        "21",
+        "ranks/joining.py",
+        "        if place is not None and place[1] > 1:",
+        "        if False:",
+        FAILING + "test_ranks_and_the_setting_need_each_other",
+    ),
+    Guard(
+        "21",
+        "ranks/joining.py",
+        "            error.told = not tells",
+        "            pass",
+        "scale/test_together.py::test_ctrl_c_at_the_first_rank_ends_both",
+    ),
+    Guard(
+        "21",
+        "scale/placing.py",
+        "            if self._failed is not None:",
+        "            if False:",
+        RANKS + "test_a_failure_that_is_no_death_is_that_error_here_and_is_not_tried_again",
+    ),
+    Guard(
+        "21",
+        "scale/placing.py",
+        "range(self._engine.restarts + 1)",
+        "range(self._engine.restarts + 2)",
+        RANKS + "test_workers_that_always_die_begin_again_as_often_as_is_allowed",
+    ),
+    Guard(
+        "21",
+        "scale/worker.py",
+        "    if differ := [name for name in driver if driver[name] != worker.get(name)]:",
+        "    if differ := []:",
+        RANKS + "test_a_worker_of_other_versions_is_refused",
+    ),
+    Guard(
+        "21",
+        "training.py",
+        "    if post.again and (post.begun or not overwrite):",
+        "    if False:",
+        "scale/test_ray_training.py::"
+        "test_a_worker_that_is_killed_begins_again_and_the_run_is_the_undisturbed_one_to_the_bit",
+    ),
     # --- stops, kills and what a checkpoint holds ---
     Guard(
         "1",

@@ -4,22 +4,25 @@ One step, top to bottom: choose prompts, sample them from the student, judge the
 answers, score every sampled token with the teacher, step towards it, record.
 """
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from tutelage.config import Config
+from tutelage.config import DDP, Config, RayEngine, SingleProcess, parse_config
 from tutelage.config.changes import leaves_of
 from tutelage.errors import ServerError, Stop, UsageError
 from tutelage.metrics import Record
 from tutelage.ranks.beginning import require_same_start
-from tutelage.ranks.joining import collectives_told, joined
+from tutelage.ranks.joining import collectives_told, joined, place_in_launch
 from tutelage.ranks.stopping import hear
 from tutelage.runs.directory import full_disk_told, is_empty
 from tutelage.runs.interrupts import Interrupts
 from tutelage.runs.lock import locked
 from tutelage.runs.presence import last_words, present
+from tutelage.scale.placing import TrainingWorkers
+from tutelage.scale.rank import Post
 from tutelage.tracking.mirrors import Mirrors, require_trackers
 from tutelage.trainer import Observer, Trainer
 
@@ -57,6 +60,9 @@ def train(
 ) -> TrainResult:
     """Distil the teacher into the student, on the student's own samples.
 
+    Here, as a rank that a launcher has started, or where `engine` is ray by workers that Ray
+    places.
+
     Args:
         config: all settings.
         resume: go on in `run.dir` from its newest valid checkpoint; begin there where nothing is.
@@ -73,9 +79,57 @@ def train(
         )
     if allow_change and not resume:
         raise UsageError("--allow-change is for a run that --resume continues; leave it out")
+    engine = config.engine
+    if isinstance(engine, RayEngine) and place_in_launch() is None:
+        config = _on_ranks(config, engine)
+        work = partial(_train_there, config, resume, overwrite, tuple(allow_change))
+        with (
+            Interrupts() as interrupts,
+            TrainingWorkers(engine, interrupts, observer) as workers,
+        ):
+            trained: TrainResult = workers.run(work)
+        return trained
+    with Interrupts() as interrupts:
+        return _train_here(config, resume, overwrite, allow_change, observer, interrupts)
+
+
+def _on_ranks(config: Config, engine: RayEngine) -> Config:
+    """The settings with what several workers need, where they do not say how they train."""
+    if engine.workers == 1 or not isinstance(config.distributed, SingleProcess):
+        return config
+    return parse_config(config.model_dump() | {"distributed": DDP().model_dump()})
+
+
+def _train_there(
+    config: Config, resume: bool, overwrite: bool, allow_change: Sequence[str], post: Post
+) -> TrainResult:
+    """What every worker does that Ray has placed, again or for the first time.
+
+    A run that was to replace another has done so once it has recorded something.
+    """
+    if post.again and (post.begun or not overwrite):
+        resume, overwrite = True, False
+    return _train_here(
+        config, resume, overwrite, allow_change, post.record, post.interrupts, post.fails
+    )
+
+
+def _train_here(
+    config: Config,
+    resume: bool,
+    overwrite: bool,
+    allow_change: Sequence[str],
+    observer: Observer,
+    interrupts: Interrupts,
+    fails: Callable[[BaseException], None] = lambda error: None,
+) -> TrainResult:
+    """Train as the only process, or as a rank that somebody has started.
+
+    `fails` hears of an error before the other ranks do.
+    """
     with (
-        Interrupts() as interrupts,
         joined(config.distributed, interrupts) as (ranks, watch),
+        _told_first(fails),
         full_disk_told(config.run.dir),
         locked(config.run.dir) if ranks.first else nullcontext(),
     ):
@@ -121,6 +175,15 @@ def train(
         first=trainer.evaluations.get(0, {}),
         last=evaluations[-1] if evaluations else {},
     )
+
+
+@contextmanager
+def _told_first(fails: Callable[[BaseException], None]) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        fails(error)
+        raise
 
 
 def _unheard(record: Record) -> None:

@@ -37,7 +37,55 @@ def hangs_once(held: int, marker: str) -> str:
     return "done"
 
 
+def dies_once(held: int, marker: str) -> str:
+    """Ends its process the first time it is asked."""
+    path = Path(marker)
+    if not path.exists():
+        path.touch()
+        os._exit(1)
+    return "done"
+
+
 def refuses(held: int, unit: int) -> int:
     from tutelage.errors import DataError
 
     raise DataError(f"unit {unit} cannot be read")
+
+
+def started(folder: str, post) -> str:
+    """Leaves a file, which bears this rank's number."""
+    tempfile.mkstemp(dir=folder, prefix=os.environ["RANK"])
+    return os.environ["RANK"]
+
+
+def second_fails(folder: str, post) -> None:
+    """The second rank fails, and the first one ends because of it, as ranks of a run do."""
+    from tutelage.errors import MachineError
+
+    if started(folder, post) == "1":
+        raise MachineError("the disk is full; free some space")
+    time.sleep(2)
+    os._exit(5)
+
+
+def dies(folder: str, post) -> None:
+    started(folder, post)
+    os._exit(1)
+
+
+def has_a_bug(folder: str, post) -> None:
+    started(folder, post)
+    raise ZeroDivisionError("one by nothing")
+
+
+def works_until_asked(folder: str, post) -> None:
+    """Records something, and saves when it is asked to stop."""
+    from tutelage.errors import Stop
+
+    started(folder, post)
+    try:
+        with post.interrupts.abandoning():
+            post.record({"kind": "train", "step": 1})
+            time.sleep(60)
+    except Stop:
+        post.interrupts.heed(" at step 1, state saved")

@@ -172,6 +172,33 @@ def test_sigterm_ends_with_75_keeps_the_ledger_and_leaves_no_process(tree, tmp_p
     assert len(after) == len(set(after)) > len(units)
 
 
+LOSES_A_WORKER = """
+import sys, time, ray_units
+from tutelage.config import RayEngine, Resources
+from tutelage.scale.ray import RayWorkers
+from tutelage.scale.units import Job
+
+say = lambda text: print(text, file=sys.stderr)
+with RayWorkers(RayEngine(workers=1), Resources(), say) as map_units:
+    job = Job(prepare=ray_units.load, work=ray_units.dies_once)
+    print(*map_units(job, {"one": sys.argv[1]}))
+    time.sleep(3)  # what Ray has to say of it comes later
+"""
+
+
+def test_a_death_is_told_on_stderr_and_nothing_of_ray_s_comes_to_stdout(tmp_path):
+    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [sys.executable, "-c", LOSES_A_WORKER, str(tmp_path / "asked")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "another one takes its place" in done.stderr
+    assert done.stdout == "('one', 'done')\n"
+
+
 @pytest.mark.parametrize(
     ("flags", "code", "told"),
     [

@@ -12,8 +12,7 @@ import ray_units
 
 from tutelage.config import RayEngine, Resources
 from tutelage.errors import DataError, MachineError, ServerError, UsageError
-from tutelage.scale import cluster
-from tutelage.scale import ray as engine
+from tutelage.scale import cluster, worker
 from tutelage.scale.engines import needs_of
 from tutelage.scale.ray import RayWorkers, WorkerLost
 from tutelage.scale.units import Job, in_process
@@ -53,7 +52,7 @@ def test_a_unit_that_ends_two_workers_ends_the_job_and_what_is_finished_is_kept(
         with pytest.raises(WorkerLost, match="unit 3 was given to two workers") as caught:
             found.extend(name for name, _ in finding)
     assert caught.value.exit_code == 5
-    assert len(told) == 1
+    assert 1 <= len(told) <= 2  # once more where it was with others at first
     assert "another one takes its place" in told[0]
     assert len(found) == len(set(found)) >= 3
     assert "unit 3" not in found
@@ -74,8 +73,8 @@ def test_an_error_of_a_unit_is_the_same_error_here():
 
 
 def test_a_worker_of_other_versions_is_refused(monkeypatch):
-    mine = engine.versions()
-    monkeypatch.setattr(engine, "versions", lambda: {**mine, "torch": "1.0", "tutelage": "other"})
+    mine = worker.versions()
+    monkeypatch.setattr(worker, "versions", lambda: {**mine, "torch": "1.0", "tutelage": "other"})
     told = re.escape(f"not other, torch {mine['torch']}, not 1.0")
     with workers() as map_units, pytest.raises(MachineError, match=told):
         list(map_units(job(ray_units.power), {"one": 1}))

@@ -115,7 +115,7 @@ def grow_all(
     """
     if config is None or bench.sampler is not bench.student:
         map_units = in_process
-    loader = no_config if config is None else partial(_load, config, bench.student.vocabulary)
+    loader = no_config if config is None else partial(load_bench, config, bench.student.vocabulary)
     job: Job[Bench, Growth, list[tuple[str, Record]]] = Job(prepare=loader, work=roll, here=bench)
     units = {
         f"of {growth.branches[0].name}": growth
@@ -142,7 +142,7 @@ def no_config() -> Bench:
     raise AssertionError("a bench without settings cannot be loaded elsewhere")
 
 
-def _load(config: Config, vocabulary: int) -> Bench:
+def load_bench(config: Config, vocabulary: int) -> Bench:
     """What a worker needs of a bench: the student and who judges."""
     student = load_sampler(config.student, "student", vocabulary)
     student.temperature, student.batch_size = config.rollout.temperature, config.rollout.batch_size

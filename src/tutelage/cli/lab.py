@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -101,6 +101,11 @@ def population(
     count: int = 60,
     short: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("runs/population"),
+    engine: Literal["local", "ray"] = "local",
+    address: str | None = None,
+    workers: int = 2,
+    cpus: float = 1.0,
+    gpus: float = 0.0,
     as_json: Annotated[bool, tyro.conf.arg(name="json"), tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
     """Check and train generated pairs, and say how well their gains are foretold.
@@ -113,22 +118,38 @@ def population(
         task: running (the last digit of a sum), mod (a sum modulo 31), or both.
         count: pairs a task, where no numbers are given.
         short: models and runs of a few steps; proves that everything runs, no more.
-        output: folder of models, ledgers and population.parquet.
+        output: folder of models, ledgers and population.parquet; shared by all hosts.
+        engine: who makes pairs: this process, or workers that Ray places; they are the same.
+        address: of Ray, as ray://HOST:10001 or HOST:6379; without it Ray is started here.
+        workers: how many make pairs, with ray.
+        cpus: processors of each worker; it computes with as many threads.
+        gpus: accelerators of each worker.
         as_json: print one JSON object on stdout.
     """
     import torch
 
     from tutelage.cli.progress import say
+    from tutelage.config import RayEngine, section
     from tutelage.lab.pairing import lab_population
     from tutelage.lab.told import pairs_as_text
 
     def tell(record: dict[str, Any]) -> None:
         if record["kind"] == "unit":
             say(record["arm"])
+        elif record["kind"] == "note":
+            say(f"{record['text']}.")
 
     torch.set_num_threads(1)
+    held = {"cpus": cpus, "gpus": gpus}
+    placed = {"address": address, "workers": workers, "student": held, "teacher": {"cpus": cpus}}
     found = lab_population(
-        numbers, tasks=task, count=count, short=short, output=output, observer=tell
+        numbers,
+        tasks=task,
+        count=count,
+        short=short,
+        output=output,
+        engine=None if engine == "local" else section(RayEngine, placed),
+        observer=tell,
     )
     if as_json:
         print_json(found.to_dict())

@@ -2,7 +2,14 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
+from pydantic import (
+    Discriminator,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+)
 
 from tutelage.config.base import Section, tagged
 
@@ -30,12 +37,14 @@ class RayEngine(Section):
     """ray://HOST:10001, HOST:6379 from a host of the cluster, or auto; None starts Ray on this
     machine, for loopback alone, and ends it afterwards."""
     workers: PositiveInt = 2
-    """Processes that do units."""
+    """Processes that do units, or train."""
     student: Resources = Resources()
     """What one takes that holds the student."""
     teacher: Resources = Resources()
     """What one takes that holds a teacher; with both, the processors of the larger and the
     accelerators of both."""
+    restarts: NonNegativeInt = 3
+    """How often training begins again, from the newest checkpoint, after a worker died."""
     start_s: PositiveFloat = 300.0
     """Most seconds until Ray has answered and until every worker has started."""
     unit_s: PositiveFloat = 3600.0

@@ -1,8 +1,10 @@
 """Trained models of the lab, kept by task, recipe and seed, and shared by all suites."""
 
+import fcntl
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -116,6 +118,12 @@ class KeptModels:
             raise UsageError(missed.read_text(encoding="utf-8"))
         if place.exists():
             return place
+        with _alone(place.with_name(f".{place.name}.lock")):
+            if not place.exists() and not missed.exists():
+                self._train(name, seed, place, missed)
+        return self.path(name, seed)
+
+    def _train(self, name: str, seed: int, place: Path, missed: Path) -> None:
         training, model_seed = self.recipes[name], self._seed(name, seed)
         if training.start is None:
             model = fresh_model(training.size, model_seed, self.task.vocabulary)
@@ -131,14 +139,18 @@ class KeptModels:
             train_model(model, task, training, model_seed)
         except UsageError as error:
             replace_text(missed, f"{name}, seed {seed}: {error}")
-            raise UsageError(f"{name}, seed {seed}: {error}") from None
+            return
         unfinished = place.with_name(f".{place.name}.{os.getpid()}")
         shutil.rmtree(unfinished, ignore_errors=True)
         with quiet_transformers():
             model.save_pretrained(unfinished)
             make_tokenizer(self.task).save_pretrained(unfinished)
-        unfinished.rename(place)
-        return place
+        try:
+            unfinished.rename(place)
+        except OSError:
+            if not place.exists():
+                raise
+            shutil.rmtree(unfinished)  # another process trained the same
 
     def digest(self, name: str, seed: int) -> str:
         """Of the task, the recipes and the seeds that a model comes of."""
@@ -151,3 +163,13 @@ class KeptModels:
 
     def _seed(self, name: str, seed: int) -> int:
         return 1000 * seed + list(self.recipes).index(name)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Inside, no other process that has the same folder; the kernel ends it with its process."""
+    with path.open("a") as stream:
+        with suppress(OSError):  # a file system without locks: at worst a model is trained twice
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+        path.unlink(missing_ok=True)

@@ -5,17 +5,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tutelage.config import Engine, LocalEngine
 from tutelage.diagnose.prediction import FEATURES, UNSEEN, features_of, kept_pairs, unseen
-from tutelage.errors import UsageError, did_you_mean
-from tutelage.lab.arms import SHORT, Place
+from tutelage.errors import Interrupted, Preempted, Stop, UsageError, did_you_mean
+from tutelage.lab.arms import SHORT, Arm, Place
 from tutelage.lab.foretelling import Foretold, judge_predictor
 from tutelage.lab.kept import TASKS, KeptModels
 from tutelage.lab.population import KINDS, POPULATION, group_recipes, pair
-from tutelage.lab.running import once
+from tutelage.lab.running import done, unit_of
 from tutelage.paths import usable_path
 from tutelage.runs.directory import environment, full_disk_told, replace_text, to_json
 from tutelage.runs.ledger import Ledger
 from tutelage.runs.lock import locked
+from tutelage.scale.engines import workers_of
+from tutelage.scale.units import Job
 
 Observer = Callable[[dict[str, Any]], None]
 Row = dict[str, Any]
@@ -57,6 +60,7 @@ def lab_population(
     count: int = 60,
     short: bool = False,
     output: str | Path = "runs/population",
+    engine: Engine | None = None,
     observer: Observer = lambda record: None,
 ) -> Made:
     """The verb `lab population`: check and train generated pairs; what is done is not done again.
@@ -68,7 +72,8 @@ def lab_population(
         count: how many pairs a task, where no numbers are given.
         short: models and runs of a few steps, to see that everything runs.
         output: folder of models, ledgers and `population.parquet`.
-        observer: hears of every pair.
+        engine: who makes the pairs; they are the same.
+        observer: hears of every pair that is made, and of workers that die.
 
     Raises:
         UsageError: a number below 0, a task there is not, or another process in the folder.
@@ -86,7 +91,7 @@ def lab_population(
         replace_text(folder / "environment.json", to_json(environment()))
         for task in tasks:
             home = folder / (f"{task}-short" if short else task)
-            rows += _pairs(home, task, wanted, short, observer)
+            rows += _pairs(home, task, wanted, short, engine or LocalEngine(), observer)
         if not short:
             write_pairs(folder / "population.parquet", rows)
     return Made(
@@ -98,25 +103,56 @@ def lab_population(
 
 
 def _pairs(
-    home: Path, task: str, numbers: Sequence[int], short: bool, observer: Observer
+    home: Path, task: str, numbers: Sequence[int], short: bool, engine: Engine, observer: Observer
 ) -> list[Row]:
     (home / "models").mkdir(parents=True, exist_ok=True)
     ledger = Ledger(home / "pairs.jsonl")
-    rows = []
+    wanted: dict[str, tuple[int, Arm, Place]] = {}
     for number in numbers:
         group = number // len(KINDS)
         recipes = group_recipes(group, TASKS[task], short=short)
-        arm, seed = pair(number, TASKS[task])
+        made, seed = pair(number, TASKS[task])
         place = Place(
             models=KeptModels(home / "models", TASKS[task], recipes=recipes),
             seed=seed,
             size=SHORT if short else POPULATION,
             folder=home / f"group-{group}",
         )
-        found = once(ledger, f"{task} {number}, {arm.kind}", arm, place, observer)
-        rows.append(_row(task, number, found))
+        wanted[f"{task} {number}, {made.kind}"] = number, made, place
+    missing = {
+        name: (name, arm, place)
+        for name, (_, arm, place) in wanted.items()
+        if unit_of(arm, place) not in ledger
+    }
+
+    def tell(text: str) -> None:
+        observer({"kind": "note", "text": text})
+
+    try:
+        with workers_of(engine, "student", "teacher", tell=tell) as map_units:
+            for name, found in map_units(Job(prepare=_nothing, work=_made), missing):
+                _, arm, place = wanted[name]
+                ledger.record(unit_of(arm, place), found)
+                observer({"kind": "unit", "arm": name, "seed": place.seed})
+    except (Stop, Preempted) as stop:
+        kind = Interrupted if isinstance(stop, Interrupted) else Preempted
+        raise kind(
+            f"stopped; every pair that is finished is kept in {home}, and the same command goes on"
+        ) from None
+    rows = []
+    for number, arm, place in wanted.values():
+        rows.append(_row(task, number, ledger[unit_of(arm, place)]))
         observer({"kind": "pair", **rows[-1]})
     return rows
+
+
+def _nothing() -> None:
+    """What a pair needs it loads itself."""
+
+
+def _made(held: None, unit: tuple[str, Arm, Place]) -> dict[str, Any]:
+    """Check and train one pair."""
+    return done(*unit)
 
 
 def _row(task: str, number: int, found: Mapping[str, Any]) -> Row:

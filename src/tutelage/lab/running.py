@@ -157,7 +157,7 @@ def lab_suites(
                 for label, arm in suite.arms.items():
                     numbers = once(ledger, label, arm, place, observer)
                     found[place.seed][label] = numbers
-                    spent[_unit(arm, place)] = numbers["cpu_s"]
+                    spent[unit_of(arm, place)] = numbers["cpu_s"]
             judged.append(judge_suite(name, suite, found))
             observer({"kind": "verdict", "suite": name, "verdict": judged[-1].word})
             done = {found.name for found in judged}
@@ -199,10 +199,12 @@ def _done(ledger: Ledger, places: Sequence[Place], suites: Mapping[str, Suite]) 
     """The suites of which the ledger has every arm of every seed."""
     judged = []
     for name, suite in suites.items():
-        if not all(_unit(arm, place) in ledger for place in places for arm in suite.arms.values()):
+        if not all(
+            unit_of(arm, place) in ledger for place in places for arm in suite.arms.values()
+        ):
             continue
         found = {
-            place.seed: {label: ledger[_unit(arm, place)] for label, arm in suite.arms.items()}
+            place.seed: {label: ledger[unit_of(arm, place)] for label, arm in suite.arms.items()}
             for place in places
         }
         judged.append(judge_suite(name, suite, found))
@@ -255,7 +257,7 @@ def _suites(names: Sequence[str], task: str) -> dict[str, Suite]:
     }
 
 
-def _unit(arm: Arm, place: Place) -> str:
+def unit_of(arm: Arm, place: Place) -> str:
     """The name of an arm's numbers in the ledger."""
     made_of = [place.models.digest(model, place.seed) for model in arm.models]
     return f"{place.seed}/{digest_of(f'{arm!r} {place.size!r} {made_of}')}"
@@ -264,17 +266,30 @@ def _unit(arm: Arm, place: Place) -> str:
 def once(
     ledger: Ledger, name: str, arm: Arm, place: Place, observer: Observer
 ) -> Mapping[str, Any]:
-    """The numbers of an arm, from the ledger where it is done.
-
-    `failed` is all there is where a model of it misses its target.
+    """The numbers of an arm, from the ledger where it is done; else as `done`.
 
     Raises:
         Preempted: a signal asked for a stop.
     """
-    unit = _unit(arm, place)
-    if unit in ledger:
-        return ledger[unit]
-    observer({"kind": "unit", "arm": name, "seed": place.seed})
+    unit = unit_of(arm, place)
+    if unit not in ledger:
+        observer({"kind": "unit", "arm": name, "seed": place.seed})
+        try:
+            ledger.record(unit, done(name, arm, place))
+        except Preempted as error:
+            kind = Interrupted if isinstance(error, Interrupted) else Preempted
+            raise kind(
+                f"stopped in {name}, seed {place.seed}; what is finished is kept in "
+                f"{ledger.path.parent}, and the same command goes on"
+            ) from None
+    return ledger[unit]
+
+
+def done(name: str, arm: Arm, place: Place) -> dict[str, Any]:
+    """Do an arm: its numbers, with what it is and its processor seconds.
+
+    `failed` is all there is of numbers where a model of it misses its target.
+    """
     place.folder.mkdir(parents=True, exist_ok=True)
     started = time.process_time()
     try:
@@ -283,15 +298,8 @@ def once(
         if "until_accuracy" not in str(error):
             raise
         numbers = {"failed": str(error)}
-    except Preempted as error:
-        kind = Interrupted if isinstance(error, Interrupted) else Preempted
-        raise kind(
-            f"stopped in {name}, seed {place.seed}; what is finished is kept in "
-            f"{ledger.path.parent}, and the same command goes on"
-        ) from None
-    numbers["cpu_s"] = round(time.process_time() - started, 1)
-    ledger.record(unit, {"arm": name, "what": repr(arm), **numbers})
-    return numbers
+    spent = round(time.process_time() - started, 1)
+    return {"arm": name, "what": repr(arm), **numbers, "cpu_s": spent}
 
 
 def _curves(seeds: Mapping[int, Seed], keys: Sequence[str]) -> dict[str, dict[str, dict[str, Any]]]:

@@ -10,6 +10,7 @@ incompatible.
 """
 
 import json
+import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -346,7 +347,7 @@ class ModTotal(Task):
 
 
 def write_prompts(path: Path, prompts: Sequence[Prompt]) -> None:
-    """Chat prompts as the rows of a .jsonl file."""
+    """Chat prompts as the rows of a .jsonl file; whoever reads it sees all of them."""
     rows = (
         {
             "id": prompt.id,
@@ -355,4 +356,6 @@ def write_prompts(path: Path, prompts: Sequence[Prompt]) -> None:
         }
         for prompt in prompts
     )
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    unfinished.replace(path)

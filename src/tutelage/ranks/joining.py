@@ -102,7 +102,9 @@ def joined(settings: Distributed, interrupts: Interrupts) -> Iterator[tuple[Rank
                 if ours:
                     backend = "gloo"
                     if torch.cuda.is_available():
-                        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+                        local = int(os.environ.get("LOCAL_RANK", "0"))
+                        # A launcher may show each rank its own device alone.
+                        torch.cuda.set_device(local % torch.cuda.device_count())
                         backend = "cpu:gloo,cuda:nccl"
                     group = PrefixStore("group", store)
                     dist.init_process_group(

@@ -157,7 +157,7 @@ def _begin(
     """The directory, the settings, the questions and who judges; refuses what cannot work."""
     if resume:
         run, config = reopen(output, config)
-        asked, verify = _questions(config)
+        asked, verify = questions_asked(config)
         if read_json(run.path / "data.json") != {"questions": digest(asked)}:
             raise UsageError(
                 "the questions have changed since the cold start began, or a template that "
@@ -166,7 +166,7 @@ def _begin(
         return run, config, asked, verify
     reserve_run(output, overwrite=overwrite)
     config = pin_models(config)
-    asked, verify = _questions(config)
+    asked, verify = questions_asked(config)
     run = create_run(output, overwrite=overwrite)
     replace_text(run.path / "environment.json", to_json(environment()))
     replace_text(run.path / "data.json", to_json({"questions": digest(asked)}))
@@ -174,7 +174,8 @@ def _begin(
     return run, config, asked, verify
 
 
-def _questions(config: Config) -> tuple[list[RenderedPrompt], Verify | None]:
+def questions_asked(config: Config) -> tuple[list[RenderedPrompt], Verify | None]:
+    """The questions as the teacher reads them, and who judges its answers; no weights are read."""
     settings = config.cold_start
     student, teacher = (
         facts_of(config.student, "student"),
@@ -261,7 +262,7 @@ def _answers(
         observer({"kind": "note", "text": text})
 
     served = config.teacher_model.server is not None
-    bench = replace(_bench(config, rows), verify=verify)
+    bench = replace(load_teacher_bench(config, rows), verify=verify)
     with workers_of(LocalEngine() if served else config.engine, "teacher", tell=tell) as map_units:
         answers, tally = fill_slots(
             bench,
@@ -271,14 +272,14 @@ def _answers(
             after=after,
             heed=heed,
             map_units=map_units,
-            elsewhere=partial(_bench, config, rows),
+            elsewhere=partial(load_teacher_bench, config, rows),
         )
     observer({"kind": "answers", **tally.to_dict()})
     seconds["answers"] = time.monotonic() - started
     return answers, tally
 
 
-def _bench(config: Config, rows: int | None) -> AnswerBench:
+def load_teacher_bench(config: Config, rows: int | None) -> AnswerBench:
     """The teacher at work; `rows` is the size of the student's head."""
     teacher = load_teacher(config.teacher_model, "teacher")
     teacher.vocabulary = min(teacher.vocabulary, rows or teacher.vocabulary)

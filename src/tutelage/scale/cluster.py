@@ -11,6 +11,8 @@ from tutelage.config import RayEngine, Resources
 from tutelage.errors import MachineError, ServerError
 
 _OBJECTS_BYTES = 2**28
+_TOLD = 400
+"""Characters of what Ray says of a death."""
 _PROBE = "import sys, ray; ray.init(address=sys.argv[1], logging_level=50, log_to_driver=False)"
 
 
@@ -48,7 +50,9 @@ def connect(settings: RayEngine, needs: Resources) -> tuple[Any, Callable[[], No
             ray.init(address=settings.address, **quiet)
         except Exception as error:  # Ray has no common class for them
             raise _refused(settings.address, error) from None
-    ray._private.worker._worker_logs_enabled = False  # stdout is data
+    # Ray prints what it has to say of a death on stdout, which is data here, and has no setting for
+    # that; a test notices when the name is another one.
+    ray._private.worker._worker_logs_enabled = False
     if settings.address is None:
         try:
             _require_room(ray, settings, needs)
@@ -64,6 +68,12 @@ def resources_told(ray: Any) -> str:
     has = ", ".join(f"{total.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU"))
     left = ", ".join(f"{free.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU"))
     return f"there are {has} ({left} free)"
+
+
+def first_words(error: BaseException) -> str:
+    """What Ray says, without its list of advice."""
+    text = " ".join(str(error).split())
+    return text.split(" Some common causes")[0][-_TOLD:]
 
 
 def _require_answer(address: str, seconds: float) -> None:

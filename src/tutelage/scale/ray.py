@@ -6,7 +6,7 @@ death means.
 
 import os
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,18 +15,19 @@ from typing import Any
 from tutelage.config import RayEngine, Resources
 from tutelage.errors import MachineError, TutelageError
 from tutelage.runs.interrupts import held_signals
-from tutelage.scale.cluster import connect, resources_told
+from tutelage.scale.cluster import connect, first_words, resources_told
 from tutelage.scale.units import Held, Job, Result, Unit, nothing
-from tutelage.scale.worker import Worker, versions
+from tutelage.scale.worker import Worker, require_same
 
 _LOOK_S = 0.1
 """Longest call of Ray: signals wait for its end."""
 _AHEAD = 2
 """Units that a worker has at once, the one it does included, while there are plenty."""
+_MESSAGE_S = 0.1
+"""Work that a message to a worker holds, where units are shorter: a message takes both sides about
+a millisecond of the processors that all share."""
 _TRIES = 2
-"""A unit whose worker died is given to one more."""
-_TOLD = 400
-"""Characters of what Ray says of a death."""
+"""A unit whose worker died over it alone is given to one more."""
 
 
 class WorkerLost(MachineError):
@@ -44,8 +45,8 @@ class _Hired:
     """The call that it answers once it has started, or loaded; None: it has."""
     loading: int | None = None
     """The job that it loads for; None: it starts, or does units."""
-    doing: deque[tuple[str, Any]] = field(default_factory=deque)
-    """Units it was given and their calls, the oldest first: that one it does."""
+    doing: deque[tuple[list[str], Any]] = field(default_factory=deque)
+    """Messages of units it was given and their calls, the oldest first: that one it does."""
     learnt: set[int] = field(default_factory=set)
     """Jobs it has loaded for."""
 
@@ -69,6 +70,8 @@ class RayWorkers:
         self._workers: list[_Hired] = []
         self._jobs: list[Job[Any, Any, Any]] = []
         """Those that workers may have loaded for; one that comes again is not loaded again."""
+        self._paces: dict[int, float] = {}
+        """Seconds of a unit, by job."""
         self._falls = 0
         """Deaths of workers since one has loaded that did no unit yet."""
 
@@ -103,7 +106,7 @@ class RayWorkers:
         between: Callable[[], None] = nothing,
     ) -> Iterator[tuple[str, Result]]:
         """Every unit's name with its result, as they come."""
-        number, todo, deaths = self._number(job), deque(units), Counter[str]()
+        number, todo, deaths = self._number(job), deque(units), dict[str, int]()
         finished: list[tuple[str, Result]] = []
         try:
             while todo or any(worker.doing for worker in self._workers):
@@ -112,7 +115,7 @@ class RayWorkers:
                 try:
                     with held_signals():
                         self._give(number, job, units, todo, deaths)
-                        self._collect(finished, todo, deaths)
+                        self._collect(number, finished, todo, deaths)
                 except Exception as error:  # what is finished goes first
                     failure = error
                 while finished:
@@ -143,9 +146,9 @@ class RayWorkers:
         job: Job[Any, Unit, Any],
         units: Mapping[str, Unit],
         todo: deque[str],
-        deaths: Counter[str],
+        deaths: dict[str, int],
     ) -> None:
-        """Hand out units, one each before a second one to any.
+        """Hand out units, a message each before a second one to any.
 
         What was with a worker that died is done alone, so that a second death has one cause.
         """
@@ -155,7 +158,7 @@ class RayWorkers:
                     continue
                 if not todo or (ahead > 1 and len(todo) <= len(self._workers)):
                     return
-                if worker.doing and (deaths[todo[0]] or deaths[worker.doing[0][0]]):
+                if worker.doing and (todo[0] in deaths or worker.doing[0][0][0] in deaths):
                     continue
                 if not worker.doing:
                     worker.since = time.monotonic()
@@ -163,11 +166,26 @@ class RayWorkers:
                     worker.hello = worker.actor.learn.remote(number, job.prepare, job.work)
                     worker.loading = number
                     continue
-                name = todo.popleft()
-                worker.doing.append((name, worker.actor.do.remote(number, units[name])))
+                names = self._message(number, todo, deaths)
+                call = worker.actor.do.remote(number, [units[name] for name in names])
+                worker.doing.append((names, call))
+
+    def _message(self, number: int, todo: deque[str], deaths: dict[str, int]) -> list[str]:
+        """The next units, as many as make a message worth its cost and leave enough for others."""
+        names, pace = [todo.popleft()], self._paces.get(number)
+        if names[0] in deaths or pace is None:
+            return names
+        room = min(_MESSAGE_S / max(pace, 1e-6), len(todo) / (2 * _AHEAD * len(self._workers)))
+        while len(names) < room and todo and todo[0] not in deaths:
+            names.append(todo.popleft())
+        return names
 
     def _collect(
-        self, finished: list[tuple[str, Any]], todo: deque[str], deaths: Counter[str]
+        self,
+        number: int,
+        finished: list[tuple[str, Any]],
+        todo: deque[str],
+        deaths: dict[str, int],
     ) -> None:
         """Take what is answered, notice who is dead or late."""
         errors = self._ray.exceptions
@@ -182,17 +200,20 @@ class RayWorkers:
                     raise error.cause from None
                 raise
             except errors.RayError as error:
-                self._lost(worker, _first_words(error), todo, deaths)
+                self._lost(worker, first_words(error), todo, deaths)
                 continue
             if worker.loading is not None:
                 worker.learnt.add(worker.loading)
                 worker.hello = worker.loading = None
                 self._falls = 0
             elif worker.hello is not None:
-                _require_same(answer)
+                require_same(answer["versions"], answer["host"])
                 worker.hello = None
             else:
-                finished.append((worker.doing.popleft()[0], answer))
+                (names, _), (results, seconds) = worker.doing.popleft(), answer
+                finished.extend(zip(names, results, strict=False))
+                todo.extendleft(reversed(names[len(results) :]))  # the first of them failed
+                self._paces[number] = seconds / max(1, len(results))
             worker.since = time.monotonic()
         for worker in list(self._workers):
             waited = time.monotonic() - worker.since
@@ -205,10 +226,10 @@ class RayWorkers:
                 why = f"it was not done after engine.unit_s {self._settings.unit_s:g} s"
                 self._lost(worker, why, todo, deaths)
 
-    def _lost(self, worker: _Hired, why: str, todo: deque[str], deaths: Counter[str]) -> None:
+    def _lost(self, worker: _Hired, why: str, todo: deque[str], deaths: dict[str, int]) -> None:
         """Replace a worker; the units that it had are tried once more.
 
-        Which of them ended it is not known: the answer to one may be lost with the next.
+        Which of several ended it is not known, so that counts for none; each is then done alone.
         """
         self._workers.remove(worker)
         self._ray.kill(worker.actor)  # where it merely hung
@@ -219,8 +240,9 @@ class RayWorkers:
                     f"{self._falls} workers died before they had loaded: {why}. A lack of memory "
                     "is the usual cause: give fewer workers a host"
                 )
-        had = [name for name, _ in worker.doing]
-        deaths.update(had)
+        had = [name for names, _ in worker.doing for name in names]
+        for name in had:
+            deaths[name] = deaths.get(name, 0) + (len(had) == 1)
         todo.extendleft(reversed(had))
         if lost := next((name for name in had if deaths[name] == _TRIES), None):
             raise WorkerLost(
@@ -248,22 +270,5 @@ class RayWorkers:
         self._tell(f"{told}; the others go on")
 
 
-def _require_same(about: Mapping[str, Any]) -> None:
-    """Refuse a worker whose versions are not this process's."""
-    mine, theirs = versions(), about["versions"]
-    if differ := [name for name in mine if mine[name] != theirs.get(name)]:
-        told = ", ".join(f"{name} {theirs.get(name)}, not {mine[name]}" for name in differ)
-        raise MachineError(
-            f"the worker on {about['host']} has {told}: its results would not be this machine's; "
-            "install the same versions on every host"
-        )
-
-
 def _needs_told(needs: Resources) -> str:
     return f"{needs.cpus:g} CPU and {needs.gpus:g} GPU"
-
-
-def _first_words(error: Exception) -> str:
-    """What Ray says, without its list of advice."""
-    text = " ".join(str(error).split())
-    return text.split(" Some common causes")[0][-_TOLD:]

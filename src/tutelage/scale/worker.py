@@ -1,13 +1,16 @@
-"""What runs in a worker, on whatever host: it loads once and does units until it is ended."""
+"""What runs in a process that Ray starts, on whatever host."""
 
 import hashlib
 import os
 import platform
 import socket
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from tutelage.errors import MachineError
 
 
 def versions() -> dict[str, str]:
@@ -26,8 +29,27 @@ def _source() -> str:
     return f"code {digest.hexdigest()}"
 
 
+def require_same(theirs: Mapping[str, str], host: str | None = None) -> None:
+    """Refuse a worker whose versions are not the driver's.
+
+    Args:
+        theirs: `versions()` of the other side.
+        host: of the worker, in whose driver this is; None in the worker itself.
+
+    Raises:
+        MachineError: they differ, with what does.
+    """
+    worker, driver = (theirs, versions()) if host is not None else (versions(), theirs)
+    if differ := [name for name in driver if driver[name] != worker.get(name)]:
+        told = ", ".join(f"{name} {worker.get(name)}, not {driver[name]}" for name in differ)
+        raise MachineError(
+            f"the worker on {host or socket.gethostname()} has {told}: its results would not be "
+            "this machine's; install the same versions on every host"
+        )
+
+
 class Worker:
-    """Does units of any job it has been told of."""
+    """Does units of any job it has been told of, loading once, until it is ended."""
 
     def __init__(self, folder: str, threads: int) -> None:
         if os.path.isdir(folder):  # so that relative paths mean the same, where disks are shared
@@ -46,7 +68,19 @@ class Worker:
         torch.set_num_threads(self._threads)
         self._jobs[job] = prepare(), work
 
-    def do(self, job: int, unit: Any) -> Any:
-        """The result of a unit."""
+    def do(self, job: int, units: Sequence[Any]) -> tuple[list[Any], float]:
+        """The results of units, and the seconds they took; up to one that fails.
+
+        Raises:
+            Exception: what the first of them raised.
+        """
         held, work = self._jobs[job]
-        return work(held, unit)
+        began, results = time.perf_counter(), []
+        for unit in units:
+            try:
+                results.append(work(held, unit))
+            except Exception:
+                if not results:
+                    raise
+                break  # what is finished goes first
+        return results, time.perf_counter() - began
