@@ -89,3 +89,11 @@ def works_until_asked(folder: str, post) -> None:
             time.sleep(60)
     except Stop:
         post.interrupts.heed(" at step 1, state saved")
+
+
+def hears_of_another(folder: str, post) -> None:
+    """Ends as a rank does that learns why another one has ended."""
+    from tutelage.ranks.watch import Cause, OtherRankFailed
+
+    started(folder, post)
+    raise OtherRankFailed(Cause(1, "here", "here", 5, "rank 2 ended without a word"), told=True)

@@ -8,7 +8,7 @@ import pytest
 import ray_units
 
 from tutelage.config import RayEngine, Resources
-from tutelage.errors import MachineError, Preempted, RankLost
+from tutelage.errors import Interrupted, MachineError, Preempted, RankLost
 from tutelage.runs.interrupts import Interrupts
 from tutelage.scale import placing
 from tutelage.scale.placing import TrainingWorkers
@@ -65,14 +65,20 @@ def test_workers_that_always_die_begin_again_as_often_as_is_allowed(ranks):
     assert "1 of engine.restarts 1" in ranks.told[0]["text"]
 
 
+def test_the_end_of_a_rank_by_another_one_s_is_a_death_unless_that_one_told_a_failure(ranks):
+    with pytest.raises(RankLost, match=r"workers died 1 time, .*rank 2 ended without a word"):
+        ranks.run(ray_units.hears_of_another, restarts=0)
+    assert ranks.started == ["0"]
+
+
 def test_a_request_to_stop_reaches_the_workers_who_save(ranks):
     def ask(record):
-        ranks.interrupts.requested = "SIGTERM"
+        ranks.interrupts.requested = "SIGINT"
 
     ranks.hears = ask
-    with pytest.raises(Preempted, match="stopped by SIGTERM at step 1, state saved") as caught:
+    with pytest.raises(Interrupted, match="stopped by SIGINT at step 1, state saved") as caught:
         ranks.run(ray_units.works_until_asked)
-    assert caught.value.exit_code == 75
+    assert caught.value.exit_code == 130
     assert ranks.started == ["0"]
 
 

@@ -36,13 +36,7 @@ from tutelage.scale.worker import versions
 
 Observer = Callable[[dict[str, Any]], None]
 _LOOK_S = 0.2
-_KINDS = {
-    kind.exit_code: kind
-    for kind in (
-        UsageError, DataError, MachineError, ServerError, GuardStop, CheckpointError, Preempted,
-        Interrupted,
-    )
-}  # fmt: skip
+_KINDS = (UsageError, DataError, MachineError, ServerError, GuardStop, CheckpointError, Preempted)
 
 
 @dataclass
@@ -123,8 +117,9 @@ class TrainingWorkers:
                     f"a worker died ({why}); all begin again from the newest checkpoint, "
                     f"{deaths + 1} of engine.restarts {self._engine.restarts}"
                 )
+        times = f"{deaths + 1} time{'s' if deaths else ''}"
         raise RankLost(
-            f"workers died {self._engine.restarts + 1} times, the last time so: {why}. What is "
+            f"workers died {times}, the last time so: {why}. What is "
             "saved is kept; a lack of memory is the usual cause. Go on with --resume, or raise "
             "engine.restarts"
         )
@@ -171,7 +166,8 @@ class TrainingWorkers:
                 ready, _ = self._ray.wait(waits, num_returns=len(waits), timeout=_LOOK_S)
                 said = self._ray.get(self._desk.take.remote())
                 if self._interrupts.requested and not self._asked:
-                    self._ray.get(self._desk.ask.remote(self._interrupts.requested))
+                    # Always by this name: Ray keeps SIGINT from its workers.
+                    self._ray.get(self._desk.ask.remote("SIGTERM"))
                     self._asked = True
             for kind, what in said:
                 self._hear(crew, kind, what)
@@ -182,15 +178,13 @@ class TrainingWorkers:
                 try:
                     answers[call] = self._ray.get(call)
                 except self._ray.exceptions.RayError as error:
-                    answers[call], why = None, first_words(error)
+                    answers[call], why = None, first_words(getattr(error, "cause", None) or error)
             if why is not None:  # what the others told before they ended goes first
                 with held_signals():
                     for kind, what in self._ray.get(self._desk.take.remote()):
                         self._hear(crew, kind, what)
             if self._failed is not None:
-                code, text = self._failed
-                known = _KINDS.get(code)
-                raise known(text) if known else RuntimeError(f"in a training worker:\n{text}")
+                raise self._failure(*self._failed)
             if why is not None:
                 return why
             if len(answers) == len(crew.calls) and not crew.came:
@@ -229,6 +223,15 @@ class TrainingWorkers:
                 self._observer(what)
             case "failed":
                 self._failed = self._failed or what
+
+    def _failure(self, code: int, text: str) -> Exception:
+        """The error of a rank, here."""
+        asked = self._interrupts.requested
+        if code == Preempted.exit_code and asked:
+            kind = Interrupted if asked == "SIGINT" else Preempted
+            return kind(text.replace("SIGTERM", asked, 1))
+        kinds = [kind for kind in _KINDS if kind.exit_code == code]
+        return kinds[0](text) if kinds else RuntimeError(f"in a training worker:\n{text}")
 
     def _never_started(self) -> None:
         raise MachineError(

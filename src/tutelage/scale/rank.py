@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from tutelage.errors import RankLost, TutelageError
+from tutelage.ranks.watch import OtherRankFailed
 from tutelage.runs.interrupts import Interrupts
 from tutelage.scale.worker import require_same
 
@@ -69,8 +70,11 @@ class Post:
         self._desk.say.remote("record", dict(record))
 
     def fails(self, error: BaseException) -> None:
-        """Tell why this rank fails, before the others know and end; a loss is no failure."""
-        if isinstance(error, RankLost):
+        """Tell why this rank fails, before the others know and end; a loss is no failure.
+
+        Nor is another rank's failure, which that one has told.
+        """
+        if isinstance(error, RankLost | OtherRankFailed):
             return
         if isinstance(error, TutelageError):
             self._say("failed", (error.exit_code, str(error)))
@@ -118,7 +122,7 @@ class Rank:
         """Do the work of a rank; `launched` is what a launcher sets.
 
         Raises:
-            BaseException: what `work` raised; the desk has it too, unless another rank is lost.
+            RuntimeError: what `work` raised, in words; the desk has it too, unless it is a loss.
         """
         os.environ.update(launched)
         import torch
@@ -130,4 +134,4 @@ class Rank:
                 return work(own)
             except BaseException as error:
                 own.fails(error)
-                raise RuntimeError("this rank has failed") from error
+                raise RuntimeError(str(error).strip()[:400]) from None
