@@ -60,8 +60,8 @@ def pair(tmp_path_factory):
     made = [Zygote(tmp_path_factory.mktemp(f"rank{rank}")) for rank in range(2)]
     yield Pair(made)
     for zygote in made:
-        with zygote.process:
-            pass
+        with zygote.process as process:
+            process.kill()  # it waits for work, and a pipe that another process holds would hold it
 
 
 @pytest.fixture(scope="module")
