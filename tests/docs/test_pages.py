@@ -119,3 +119,16 @@ def test_a_help_page_with_settings_says_what_its_flags_are_for(verb):
     for flag in re.findall(r"^│ (--[\w-]+)", options, re.M):
         meaning = options.split(flag, 1)[1].split("│ -")[0]
         assert re.search(r"[a-z]{3,} [a-z]{2,}", meaning.split("(default")[0]), flag
+
+
+def test_printed_outputs_are_compared_by_their_structure():
+    alike = script("tutorials").alike
+    shown = "accuracy_before    0.326\nstep               60\nmean [0.1, 0.2]\n"
+    assert alike(shown, "accuracy_before    0.3\nstep 120\nmean [-1e-05, 20]\n")
+    assert not alike(shown, shown.replace("mean", "median"))
+    assert not alike(shown, shown.replace("step", "steps"))
+    assert alike("...\nstep 3\n", "note: a.\nnote: b.\nstep 7\n")
+    assert not alike("...\nstep 3\n", "note: a.\nnote: b.\nsteps 7\n")
+    many = "".join(f"{name} 1\n" for name in "abcdefghij")
+    assert alike(many, many.replace("c", "x"))
+    assert not alike(many, many.replace("c", "x").replace("d", "y").replace("e", "z"))
