@@ -1,6 +1,7 @@
 """The cost model beside real steps, in one process and in two ranks.
 
     python benchmarks/cost_model.py [--steps 6] [--keep profiles/]
+    python benchmarks/cost_model.py --projection h100    # seconds; nothing is run
 
 Two pairs (the embedded one, and a random one of some millions of weights) are profiled in
 seconds, part by part. Then whole training runs are timed at settings that no part was fitted
@@ -28,6 +29,17 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # prompts a step, rollouts of each, most new tokens, rollouts of a micro-batch
 EMBEDDED = [(64, 1, 28, 64), (16, 1, 28, 8), (32, 4, 16, 32), (128, 2, 28, 64)]
 RANDOM = [(16, 1, 64, 16), (8, 4, 24, 8), (24, 2, 48, 16)]
+PHASES = (
+    "prefill",
+    "decode",
+    "stragglers",
+    "teacher",
+    "update",
+    "head",
+    "record",
+    "messages",
+    "gradients",
+)
 SETTINGS = {"embedded": EMBEDDED, "random": RANDOM}
 
 
@@ -195,7 +207,11 @@ def main() -> None:
     parser.add_argument("--phases", action="store_true", help="also by phase")
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--projection", metavar="HARDWARE")
     arguments = parser.parse_args()
+    if arguments.projection:
+        print(projection(arguments.projection))
+        return
     if arguments.work is not None:
         work(arguments.work, arguments.steps, arguments.output)
         return
@@ -205,6 +221,68 @@ def main() -> None:
         profiles = predicted(folder, arguments.keep)
         found = [launch(folder, arguments.steps, ranks) for ranks in (1, 2)]
         print_table(folder, profiles, found, arguments.phases)
+
+
+def projection(name: str) -> str:
+    """A run of a 1.7B student and an 8B teacher on more and more devices: never run, all of it."""
+    from tutelage.sizing.cost import Layout, Workload, step_cost
+    from tutelage.sizing.datasheets import speeds_on
+    from tutelage.sizing.lengths import geometric
+    from tutelage.sizing.profiles import Hardware, read_profile
+    from tutelage.sizing.shapes import Shape
+
+    hardware = read_profile(name)
+    assert isinstance(hardware, Hardware)
+
+    def shape(layers: int, width: int, inner: int, queries: int) -> Shape:
+        body = layers * (2 * width * (queries + 1024) + 3 * width * inner)
+        return Shape(
+            parameters=body + 2 * 151_936 * width,
+            body=body,
+            head=151_936 * width,
+            layers=layers,
+            width=width,
+            inner=inner,
+            queries=queries,
+            keys=1024,
+            vocabulary=151_936,
+        )
+
+    student, teacher = shape(28, 2048, 6144, 2048), shape(36, 4096, 12288, 4096)
+    speeds = speeds_on(hardware, student, teacher, "bfloat16", "bfloat16")
+    lines = [
+        f"PROJECTION, {hardware.name}: never run. 32 rollouts a rank in groups of 4, prompts",
+        "of 300 tokens, completions of 2,000 (geometric, 8,192 at most), micro-batches of 4.",
+        "",
+        "| ranks | | s a step | tokens/s | a device | takes most | share | prefill | decode "
+        "| stragglers | teacher | update | head | record | messages | gradients |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for ranks in (1, 8, 64, 512, 4096):
+        kinds = ("none",) if ranks == 1 else ("ddp", "fsdp2")
+        for kind in kinds:
+            within = ranks <= hardware.devices_per_host
+            link = hardware.within_host if within else hardware.between_hosts
+            work = Workload(
+                prompts=8 * ranks,
+                group_size=4,
+                prompt_tokens=300,
+                lengths=geometric(2000, 8192),
+                decode_batch=256,
+                micro_batch=4,
+                chunk=2**24 // student.vocabulary,
+                student_bytes=4 * student.parameters,
+                trained=student.parameters,
+            )
+            layout = Layout(ranks=ranks, kind=kind, link=link.link(hardware.message_bytes_per_s))
+            told = step_cost(work, speeds, layout)
+            parts = " | ".join(f"{told.seconds.get(part, 0.0):.2f}" for part in PHASES)
+            lines.append(
+                f"| {ranks} | {kind} | {told.step_s:.1f} | {told.tokens_per_s:,.0f} | "
+                f"{told.tokens_per_s / ranks:,.0f} | {told.limit} | "
+                f"{told.seconds[told.limit] / told.step_s:.0%} | {parts} |"
+            )
+    return "\n".join(lines)
 
 
 def print_table(folder: Path, profiles: Any, found: list[Any], phases: bool) -> None:

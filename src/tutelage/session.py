@@ -31,6 +31,7 @@ from tutelage.models.base import Sampler, Teacher
 from tutelage.models.compatibility import require_context, require_same_tokens, share_vocabulary
 from tutelage.models.facts import disagreements, facts_of
 from tutelage.models.local import LocalModel, load_model, load_reference, load_student
+from tutelage.models.served.fleet import Fleet
 from tutelage.models.served.server import Fingerprint, Server
 from tutelage.models.served.student import serve_student
 from tutelage.models.served.teacher import ServedTeacher, load_served_teacher
@@ -63,7 +64,7 @@ class Session:
     """Where the teacher is a moving average of the student: what moves it."""
     sampler: Sampler
     """Who draws the student's rollouts: the student itself, or a server with its weights."""
-    servers: Mapping[str, Server]
+    servers: Mapping[str, Server | Fleet]
     """The servers in use, by the role they play."""
     notes: Sequence[dict[str, Any]]
     """What to record and show: how prompts were read, dropped prompts, differing stop ids,
@@ -257,10 +258,10 @@ def model_paths(config: Config) -> dict[str, str]:
     }
 
 
-def _connect(config: Config, models: Models) -> tuple[Sampler, dict[str, Server]]:
+def _connect(config: Config, models: Models) -> tuple[Sampler, dict[str, Server | Fleet]]:
     """Who draws the student's rollouts, and the servers in use by role."""
     sampler: Sampler = models.student
-    servers: dict[str, Server] = {}
+    servers: dict[str, Server | Fleet] = {}
     if isinstance(models.teacher, ServedTeacher):
         k = overlap_k(config.run.metrics_k, models.student.vocabulary)
         models.teacher.prepare_for(config.objective, k)
@@ -324,12 +325,13 @@ def _notes_on_servers(config: Config) -> list[dict[str, Any]]:
         server = model.server
         if server is None:
             continue
-        if not server.is_loopback and server.url.startswith("http:"):
+        if not server.is_loopback and "http:" in server.address:
             notes.append(
                 {
                     "kind": "plain_http",
                     "role": role,
-                    "text": f"the {role}'s server {server.url} is reached over plain http: prompts"
+                    "text": f"the {role}'s server {server.address} is reached over plain http: "
+                    "prompts"
                     f"{' and the API key' if server.key_env else ''} cross the network readable",
                 }
             )

@@ -741,12 +741,15 @@ class Trainer:
         """What the servers needed since the last record; faults that passed are events."""
         record: Record = {}
         for role, server in self.session.servers.items():
-            faults = server.client.take_retried()
+            faults = server.take_retried()
             record[f"server/{role}_retries"] = len(faults)
             for fault in faults:
                 self.run.log_event("server_retry", step=self.step, role=role, fault=fault)
             if faults:
                 text = f"the {role}'s server was asked again {len(faults)} times ({faults[0]})"
+                self.observer({"kind": "note", "text": text})
+            for text in server.take_events():
+                self.run.log_event("server_balance", step=self.step, role=role, text=text)
                 self.observer({"kind": "note", "text": text})
         if isinstance(self.session.sampler, ServedStudent):
             record |= self.session.sampler.record()

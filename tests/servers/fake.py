@@ -36,6 +36,7 @@ class FakeVllm:
         key: str = "",
         dev_mode: bool = True,
         scores_ids: bool = False,
+        port: int = 0,
     ) -> None:
         self.folder, self.name, self.key = folder, name, key
         self.max_model_len, self.dev_mode, self.scores_ids = max_model_len, dev_mode, scores_ids
@@ -48,6 +49,8 @@ class FakeVllm:
         self.asked: list[tuple[str, Any]] = []
         self.keys: list[str | None] = []
         self.reloads = True
+        self.dead = False
+        self.port = port
         fake = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -61,6 +64,9 @@ class FakeVllm:
                 self.answer(json.loads(self.rfile.read(length)) if length else None)
 
             def answer(self, body: Any) -> None:
+                if fake.dead:
+                    self.close_connection = True
+                    return
                 fake.asked.append((self.path, body))
                 fake.keys.append(self.headers.get("authorization"))
                 good = fake.respond(self.path, body, self.headers.get("authorization"))
@@ -68,6 +74,9 @@ class FakeVllm:
                     waiting = fake.faults[self.path]
                     fault = waiting.pop(0) if waiting else None
                 status, headers, content = fault(good) if fault else good
+                if fake.dead:  # killed while it computed
+                    self.close_connection = True
+                    return
                 try:
                     fake.send(self, status, headers, content)
                 except (BrokenPipeError, ConnectionResetError):
@@ -83,10 +92,16 @@ class FakeVllm:
                 pass
 
         self.lock = threading.Lock()
-        self.http = Quiet(("127.0.0.1", 0), Handler)
+        self.http = Quiet(("127.0.0.1", port), Handler)
+        self.port = self.http.server_address[1]
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
         self.thread = threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True)
         self.thread.start()
+
+    def kill(self) -> None:
+        """Answer nobody any more, open connections included."""
+        self.dead = True
+        self.close()
 
     def close(self) -> None:
         self.http.shutdown()

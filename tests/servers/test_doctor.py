@@ -110,7 +110,7 @@ def test_plain_http_to_another_machine_is_told_by_doctor_and_run(settings, monke
         ("http://[::1]:8000", False),
     ):
         config = settings(teacher={"path": "t", "server": {"url": url}})
-        names = [finding.name for finding in machine._server(config, "teacher", config.teacher)]
+        names = [finding.name for finding in machine._servers(config)]
         assert ("teacher's server: plain http" in names) == told, url
         kinds = [note["kind"] for note in _notes_on_servers(config)]
         assert ("plain_http" in kinds) == told, url

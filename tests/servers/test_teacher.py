@@ -518,4 +518,4 @@ def test_a_server_config_survives_the_resolved_settings(settings, tmp_path):
     (tmp_path / "run.yaml").write_text(dump_config(config))
     assert load_config(tmp_path / "run.yaml") == config
     flags = ["--teacher.server.url", "http://127.0.0.1:9"]
-    assert load_config(tmp_path / "run.yaml", flags).teacher.server.url == "http://127.0.0.1:9"
+    assert load_config(tmp_path / "run.yaml", flags).teacher.server.url == ("http://127.0.0.1:9",)

@@ -146,8 +146,8 @@ def test_constants_are_those_of_the_code_that_is_counted():
     from tutelage.ranks import group
     from tutelage.sizing import cost
 
-    assert cost.PASS_TOKENS == gradient._PASS_TOKENS
-    assert cost.PASS_TOKENS_ELSEWHERE == gradient._PASS_TOKENS_ELSEWHERE
+    assert cost.PASS_FLOPS == gradient._PASS_FLOPS
+    assert cost.PASS_FLOPS_ELSEWHERE == gradient._PASS_FLOPS_ELSEWHERE
     assert (cost.SHARED_SHARE, cost.SHARED_TOKENS) == (prefixes._SHARE, prefixes._TOKENS)
     assert (cost.MOVE_EVERY, cost.BUCKET) == (trainer.MOVE_EVERY, group._BUCKET)
 

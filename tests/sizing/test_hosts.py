@@ -11,7 +11,7 @@ import yaml
 
 from helpers import sums, write_jsonl
 from tutelage.cli import main
-from tutelage.config import dump_config, parse_config
+from tutelage.config import dump_config, load_config, parse_config
 from tutelage.errors import MachineError, UsageError
 from tutelage.runs.directory import Run
 from tutelage.sizing.hosts import plan_hosts
@@ -40,6 +40,12 @@ def settings(gpt2_pair, tmp_path):
     return make
 
 
+def path_of(config, folder):
+    """The settings as a file."""
+    (folder / "settings.yaml").write_text(dump_config(config))
+    return folder / "settings.yaml"
+
+
 def words_of(script):
     """The words after `torchrun` in a script."""
     text = script.replace("\\\n", " ")
@@ -50,7 +56,7 @@ def words_of(script):
 @pytest.mark.parametrize(
     ("hosts", "devices", "served"), [(1, 1, False), (1, 8, False), (4, 8, False), (3, 4, True)]
 )
-def test_scripts_are_what_their_readers_take(settings, hosts, devices, served):
+def test_scripts_are_what_their_readers_take(settings, hosts, devices, served, tmp_path):
     from ray.autoscaler._private.util import prepare_config, validate_config
     from ray.dashboard.modules.job.common import JobSubmitRequest
     from torch.distributed.run import get_args_parser
@@ -63,7 +69,9 @@ def test_scripts_are_what_their_readers_take(settings, hosts, devices, served):
     cluster = yaml.safe_load(found.ray_cluster)
     assert len(cluster["provider"]["worker_ips"]) == hosts - 1
     validate_config(prepare_config(cluster))
-    assert JobSubmitRequest(**yaml.safe_load(found.ray_job)).entrypoint.startswith("tutelage")
+    entry = JobSubmitRequest(**yaml.safe_load(found.ray_job)).entrypoint.split()
+    assert entry[:2] == ["tutelage", "train"]
+    assert load_config(path_of(config, tmp_path), entry[5:]).engine.workers == found.ranks
     if hosts * devices == 1:
         assert "torchrun --nnodes" not in found.sbatch
         return

@@ -6,7 +6,14 @@ from socket import inet_aton
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    NonNegativeInt,
+    PlainSerializer,
+    PositiveFloat,
+    PositiveInt,
+)
 
 from tutelage.config.base import Section
 
@@ -65,14 +72,34 @@ def _variable(name: str) -> str:
     return name
 
 
+def _one_or_more(urls: object) -> object:
+    return [urls] if isinstance(urls, str) else urls
+
+
+def _server_urls(urls: tuple[str, ...]) -> tuple[str, ...]:
+    cleaned = tuple(map(_server_url, urls))
+    if not cleaned:
+        raise ValueError("the list is empty; give the address of a server")
+    if twice := {url for url in cleaned if cleaned.count(url) > 1}:
+        raise ValueError(f"{', '.join(sorted(twice))} stands twice; one server is asked once")
+    return cleaned
+
+
+Urls = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_one_or_more),
+    AfterValidator(_server_urls),
+    PlainSerializer(lambda urls: urls[0] if len(urls) == 1 else list(urls)),
+]
 VariableName = Annotated[str, AfterValidator(_variable)]
 
 
 class ServerConfig(Section):
     """A vLLM server that plays the model's part; `path` then gives tokenizer and stop ids."""
 
-    url: Annotated[str, AfterValidator(_server_url)]
-    """Address of the server, such as http://127.0.0.1:8000."""
+    url: Urls
+    """Address of the server, such as http://127.0.0.1:8000; or a list of servers of one model, of
+    which the least busy is asked."""
     model: str | None = None
     """Name the model is served under; None takes the only one."""
     key_env: VariableName | None = None
@@ -82,7 +109,7 @@ class ServerConfig(Section):
     retries: NonNegativeInt = 4
     """Further tries after a fault that may pass: no connection, time-out, 429, 5xx."""
     max_in_flight: PositiveInt = 16
-    """Requests under way at once."""
+    """Requests under way at once, at each server."""
     cache: str | None = None
     """Teacher: folder that keeps scores on disk, for rollouts that are scored again."""
     cache_mb: PositiveInt = 1024
@@ -98,10 +125,23 @@ class ServerConfig(Section):
     open to whoever reaches them."""
 
     @property
+    def address(self) -> str:
+        """Where it is, for messages."""
+        return ", ".join(self.url)
+
+    @property
     def is_loopback(self) -> bool:
-        """Whether the server runs on this machine."""
-        host = urlsplit(self.url).hostname or ""
-        try:
-            return _address(host).is_loopback
-        except ValueError:
-            return host == "localhost"
+        """Whether every server runs on this machine."""
+        return all(map(_is_loopback, self.url))
+
+    def at(self, url: str) -> "ServerConfig":
+        """The settings of one server of the list."""
+        return self.model_copy(update={"url": (url,)})
+
+
+def _is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return _address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from packaging.requirements import Requirement
 from packaging.version import InvalidVersion, Version
 
-from tutelage.config import Config, ModelConfig
+from tutelage.config import Config, ServerConfig
 from tutelage.errors import ServerError, TutelageError, UsageError
 from tutelage.paths import usable_path
 from tutelage.planning import plan
@@ -202,22 +202,23 @@ def _needs(config: Config) -> Iterator[Finding]:
 def _servers(config: Config) -> Iterator[Finding]:
     for role, model in (("student", config.student), ("teacher", config.teacher_model)):
         if model.server is not None:
-            yield from _server(config, role, model)
+            for url in model.server.url:
+                last = url == model.server.url[-1]
+                yield from _server(config, role, model.server.at(url), last)
 
 
-def _server(config: Config, role: str, model: ModelConfig) -> Iterator[Finding]:
+def _server(config: Config, role: str, settings: ServerConfig, last: bool) -> Iterator[Finding]:
     from tutelage.models.served.server import Server
 
-    assert model.server is not None
     name = f"{role}'s server"
     try:
-        can = Server(model.server, role).capabilities()
+        can = Server(settings, role).capabilities()
     except TutelageError as error:
         part: Part = "server" if isinstance(error, ServerError) else "environment"
         yield Finding(part, name, "fault", str(error))
         return
-    yield Finding("server", name, "ok", f"{model.server.url} serves {can.model}")
-    if not model.server.is_loopback and model.server.url.startswith("http:"):
+    yield Finding("server", name, "ok", f"{settings.address} serves {can.model}")
+    if not settings.is_loopback and settings.address.startswith("http:"):
         yield Finding(
             "server",
             f"{name}: plain http",
@@ -236,6 +237,8 @@ def _server(config: Config, role: str, model: ModelConfig) -> Iterator[Finding]:
     )
     yield Finding("server", f"{name}: scores given ids", "ok", "yes" if can.token_ids else "no")
     yield Finding("server", f"{name}: weight sync", "ok", "yes" if can.weight_sync else "no")
+    if not last:  # what the run asks is asked of all together
+        return
     if role == "teacher":
         yield _tried(f"{name}: this objective", lambda: _try_teacher(config))
     else:

@@ -19,10 +19,10 @@ MESSAGES = 8
 TABLE_BYTES = 120
 ROLLOUT_BYTES = 32
 BUCKET = 2**24  # numbers of one all-reduce
-# As gradient.py and models/prefixes.py have them: tokens that take as long as one pass more, and
+# As gradient.py and models/prefixes.py have them: FLOPs that take as long as one pass more, and
 # what leaving out copies of prompts must save.
-PASS_TOKENS = {"cpu": 128}
-PASS_TOKENS_ELSEWHERE = 4096
+PASS_FLOPS = {"cpu": 1.5e9}
+PASS_FLOPS_ELSEWHERE = 4e12
 SHARED_SHARE, SHARED_TOKENS = 0.25, 512
 MOVE_EVERY = 16  # as trainer.py: one rollout in so many is read again after the step
 
@@ -121,7 +121,7 @@ class Workload:
     """Of the student's weights as they are kept."""
     trained: int
     """Numbers that learn."""
-    pass_tokens: int = PASS_TOKENS_ELSEWHERE
+    pass_tokens: int = 256
     """Tokens that a pass more may cost where it saves padding."""
     shares: bool = True
     """Whether copies of a prompt in one micro-batch are read once."""
@@ -170,6 +170,12 @@ class StepCost:
     def limit(self) -> str:
         """The phase that takes most."""
         return max(self.seconds, key=lambda phase: self.seconds[phase])
+
+
+def pass_tokens(student: int, teacher: int, device: str) -> int:
+    """Tokens that training weighs as much as one pass more, by numbers of weights."""
+    flops = PASS_FLOPS.get(device, PASS_FLOPS_ELSEWHERE)
+    return int(min(256, max(16, flops / (6 * student + 2 * teacher))))
 
 
 def step_cost(work: Workload, speeds: Speeds, layout: Layout = Layout()) -> StepCost:

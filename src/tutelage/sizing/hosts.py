@@ -10,13 +10,12 @@ from tutelage.errors import MachineError, UsageError
 from tutelage.models.checkpoints import open_folder
 from tutelage.planning import CHUNK_ELEMENTS, CHUNK_ELEMENTS_ELSEWHERE, plan
 from tutelage.sizing.cost import (
-    PASS_TOKENS,
-    PASS_TOKENS_ELSEWHERE,
     Layout,
     Link,
     Speeds,
     StepCost,
     Workload,
+    pass_tokens,
     step_cost,
 )
 from tutelage.sizing.datasheets import speeds_on
@@ -255,7 +254,7 @@ def workload(
         decode_batch=rollout.batch_size,
         micro_batch=config.optimizer.micro_batch_size,
         chunk=max(16, elements // max(1, folder.vocabulary)),
-        pass_tokens=PASS_TOKENS.get(device, PASS_TOKENS_ELSEWHERE),
+        pass_tokens=pass_tokens(sizes.student_parameters, sizes.teacher_parameters, device),
         shares=not config.student.gradient_checkpointing,
         student_bytes=sizes.student_bytes,
         trained=sizes.trained_parameters,

@@ -172,17 +172,19 @@ def ray_cluster(launch: Launch) -> str:
 
 def ray_job(launch: Launch) -> str:
     """What `ray job submit` is given, as the fields of its API."""
-    place = "gpus" if launch.gpus else "cpus"
+    kind = "" if launch.ranks == 1 else f" --distributed {launch.kind}"
     entry = (
-        f"tutelage check -c {shlex.quote(launch.config)} --engine ray --engine.address auto "
-        f"--engine.workers {launch.hosts * launch.devices} "
-        f"--engine.student.{place} 1"
+        f"tutelage train -c {shlex.quote(launch.config)} --resume{kind} --engine ray "
+        f"--engine.address auto --engine.workers {launch.ranks}"
+        f"{' --engine.student.gpus 1' if launch.gpus else ''}"
     )
     tree = {
         "entrypoint": entry,
-        "submission_id": "tutelage-check",
+        "submission_id": "tutelage-train",
         "runtime_env": {"working_dir": "."},
         "metadata": {"started_by": "tutelage plan"},
     }
-    head = "# ray job submit --working-dir . -- ENTRYPOINT, on the head; align and eval go alike.\n"
+    head = (
+        "# ray job submit --working-dir . -- ENTRYPOINT, on the head; check and align go alike.\n"
+    )
     return head + yaml.safe_dump(tree, sort_keys=False, width=1000)

@@ -115,20 +115,7 @@ class Client:
 
     def map(self, ask: Callable[[Item], T], items: Sequence[Item]) -> list[T]:
         """`ask` of every item, `max_in_flight` at once; the first fault ends all."""
-        self._given_up.clear()
-        if len(items) < 2:
-            return [ask(item) for item in items]
-        with ThreadPoolExecutor(min(self.settings.max_in_flight, len(items))) as pool:
-            futures = [pool.submit(ask, item) for item in items]
-            try:
-                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-                for future in done:
-                    future.result()
-                return [future.result() for future in futures]
-            except BaseException:
-                self._given_up.set()  # the others neither wait for a retry nor make one
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        return map_in_flight(ask, items, self.settings.max_in_flight, self._given_up)
 
     def take_retried(self) -> list[str]:
         """The faults that passed since the last call."""
@@ -195,7 +182,7 @@ class Client:
         http, patience = self._http, self.settings.timeout_s
         deadline = time.monotonic() + patience
         try:
-            with self._client.stream(method, self.settings.url + path, json=body) as response:
+            with self._client.stream(method, self.settings.url[0] + path, json=body) as response:
                 content = bytearray()
                 for piece in response.iter_bytes():
                     content += piece
@@ -244,13 +231,33 @@ class Client:
             raise BadAnswer(f"the answer is not JSON: {_said(content)}") from None
 
     def _error(self, path: str, fault: str) -> ServerError:
-        return ServerError(f"the {self.role}'s server {self.settings.url}{path}: {fault}")
+        return ServerError(f"the {self.role}'s server {self.settings.address}{path}: {fault}")
 
     def _clean(self, text: str) -> str:
         """Text from outside: without the key, on one line, without terminal escapes."""
         text = redacted(text)
         text = "".join(c if c.isprintable() else " " for c in text)
         return text if len(text) <= 400 else text[:400] + " ..."
+
+
+def map_in_flight(
+    ask: Callable[[Item], T], items: Sequence[Item], limit: int, given_up: threading.Event
+) -> list[T]:
+    """`ask` of every item, `limit` at once; the first fault ends all and sets `given_up`."""
+    given_up.clear()
+    if len(items) < 2:
+        return [ask(item) for item in items]
+    with ThreadPoolExecutor(min(limit, len(items))) as pool:
+        futures = [pool.submit(ask, item) for item in items]
+        try:
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            for future in done:
+                future.result()
+            return [future.result() for future in futures]
+        except BaseException:
+            given_up.set()  # the others neither wait for a retry nor make one
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _said(content: bytes) -> str:

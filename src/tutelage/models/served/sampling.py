@@ -4,12 +4,13 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 
+from tutelage.models.served.fleet import Fleet
 from tutelage.models.served.server import Server
 from tutelage.types import RenderedPrompt, Rollout, SamplingParams
 
 
 def sample(
-    server: Server,
+    server: Server | Fleet,
     prompts: Sequence[RenderedPrompt],
     params: SamplingParams,
     *,
@@ -34,7 +35,7 @@ def sample(
         if only(prompt.prompt.id, index)
     ]
 
-    def draw(job: tuple[RenderedPrompt, int]) -> Rollout:
+    def draw(server: Server, job: tuple[RenderedPrompt, int]) -> Rollout:
         prompt, index = job
         own = request_seed(seed, step, prompt.prompt.id, index)
         drawn = server.sample(prompt.ids, params, own, stops, vocabulary)
@@ -51,7 +52,7 @@ def sample(
             policy_step=policy_step,
         )
 
-    return server.client.map(draw, jobs)
+    return server.map(draw, jobs)
 
 
 def request_seed(*key: int | str) -> int:

@@ -1,10 +1,11 @@
 """A vLLM server as we use it: what it is, what it can do, and its answers."""
 
+import copy
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -22,6 +23,9 @@ from tutelage.models.served.answers import (
 )
 from tutelage.models.served.client import MEGABYTE, BadAnswer, Client, Refused
 from tutelage.types import SamplingParams
+
+T = TypeVar("T")
+Item = TypeVar("Item")
 
 _ENTRY_BYTES = 256  # of one token in a list: id, log-probability, rank, text
 _PROBE_LENGTH = 16
@@ -97,6 +101,35 @@ class Server:
         self.settings, self.role = settings, role
         self.client = Client(settings, role)
         self.model, self.root, self.max_model_len = self._choose_model()
+
+    def hasty(self) -> "Server":
+        """The same server, that gives up at the first fault."""
+        other = copy.copy(self)
+        other.settings = self.settings.model_copy(update={"retries": 0})
+        other.client = Client(other.settings, self.role)
+        return other
+
+    # --- as one of several (fleet.py) --------------------------------------------------------
+
+    def map(self, ask: "Callable[[Server, Item], T]", items: Sequence[Item]) -> list[T]:
+        """`ask` of every item, some at once; the first fault ends all."""
+        return self.client.map(lambda item: ask(self, item), items)
+
+    def each(self, work: "Callable[[Server], T]", *, returning: bool = False) -> list[T]:
+        """What `work` gets of every server: of this one."""
+        return [work(self)]
+
+    def up(self) -> frozenset[str]:
+        """Addresses of the servers that are there."""
+        return frozenset(self.settings.url)
+
+    def take_retried(self) -> list[str]:
+        """The faults that passed since the last call."""
+        return self.client.take_retried()
+
+    def take_events(self) -> list[str]:
+        """Who left and who came back: nobody."""
+        return []
 
     # --- questions ---------------------------------------------------------------------------
 
@@ -215,10 +248,10 @@ class Server:
         distance = fingerprint.distance(logprobs)
         if not distance <= fingerprint.tolerance:
             raise ServerError(
-                f"the {self.role}'s server {self.settings.url} serves another model than when the "
-                f"run began: log-probabilities of a fixed sequence moved by {distance:.3g} nats "
-                f"(rounding explains {fingerprint.tolerance:.3g}). Serve the model the run "
-                "began with, and continue with --resume"
+                f"the {self.role}'s server {self.settings.address} serves another model than when "
+                "the run began: log-probabilities of a fixed sequence moved by "
+                f"{distance:.3g} nats (rounding explains {fingerprint.tolerance:.3g}). Serve the "
+                "model the run began with, and continue with --resume"
             )
 
     def max_logprobs(self) -> int:
@@ -251,12 +284,23 @@ class Server:
     def identity(self) -> dict[str, Any]:
         """What it says it is."""
         return {
-            "url": self.settings.url,
+            "url": self.settings.address,
             "version": self.version(),
             "model": self.model,
             "root": self.root,
             "max_model_len": self.max_model_len,
         }
+
+    def require_answer(self, patience_s: float) -> None:
+        """Look whether it answers within a moment.
+
+        Raises:
+            ServerError: it does not.
+        """
+        brief = self.settings.model_copy(
+            update={"timeout_s": min(patience_s, self.settings.timeout_s), "retries": 0}
+        )
+        Client(brief, self.role).get("/v1/models", lambda answer: answer)
 
     def version(self) -> str | None:
         """Of vLLM, where it tells."""
@@ -300,7 +344,7 @@ class Server:
         if len(chosen) != 1:
             served = ", ".join(m["id"] for m in models) or "nothing"
             raise ServerError(
-                f"the {self.role}'s server {self.settings.url} serves {served}; set "
+                f"the {self.role}'s server {self.settings.address} serves {served}; set "
                 f"{self.role}.server.model to one of them"
                 + (f", not {wanted}" if wanted is not None else "")
             )

@@ -9,6 +9,7 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tutelage.errors import ServerError, UsageError
 from tutelage.models.checkpoints import open_folder
 from tutelage.models.local import LocalModel, quiet_transformers
 from tutelage.models.served.answers import Floats
+from tutelage.models.served.fleet import Fleet, connect
 from tutelage.models.served.sampling import sample
 from tutelage.models.served.server import Server, probe_sequence
 from tutelage.paths import usable_path
@@ -37,7 +39,7 @@ _NOTICEABLE = 1e-5
 class ServedStudent:
     """A `Sampler` that draws at a server with the weights of a model in this process."""
 
-    server: Server
+    server: Server | Fleet
     """Where it is served."""
     student: LocalModel
     """The model that learns."""
@@ -52,8 +54,10 @@ class ServedStudent:
 
     def __post_init__(self) -> None:
         self.probe = probe_sequence(self.student.vocabulary)
-        self.served_logprobs: Floats | None = None
+        self.served_logprobs: dict[str, Floats] = {}
         self.own_logprobs: Floats | None = None
+        if isinstance(self.server, Fleet):
+            self.server.prove = self._bring_up
 
     def sample(
         self,
@@ -74,6 +78,7 @@ class ServedStudent:
             if self.policy_step != self.student.policy_step:
                 self.sync()
             assert self.policy_step is not None
+            began_with = self.server.up()
             rollouts = sample(
                 self.server,
                 prompts,
@@ -87,14 +92,15 @@ class ServedStudent:
                 decode=self.student.decode_text,
                 policy_step=self.policy_step,
             )
-            if self.is_in_step():
+            # What a server drew that has left cannot be proved any more.
+            if self.is_in_step() and began_with <= self.server.up():
                 return rollouts
             self.stale += len(rollouts)
             self.policy_step = None
         raise ServerError(
-            f"the student's server {self.server.settings.url} changed its weights {_DRAWS} times "
-            "while it sampled: another program loads weights into it, or restarts it. Give this "
-            "run a server of its own"
+            f"the student's server {self.server.settings.address} changed its weights {_DRAWS} "
+            "times while it sampled: another program loads weights into it, or restarts it. Give "
+            "this run a server of its own"
         )
 
     def sync(self) -> None:
@@ -106,44 +112,52 @@ class ServedStudent:
         """
         own = probe_logprobs(self.student, self.probe)
         write_weights(self.student, self.folder)
-        self.server.reload_weights()
-        served = self._served()
-        distance = float(np.abs(served - own).max())
-        where = f"the student's server {self.server.settings.url}"
-        if not distance <= self.server.settings.tolerance:
-            raise ServerError(
-                f"{where} does not have the trainer's weights after a sync: on a fixed probe they "
-                f"differ by {distance:.3g} nats, and student.server.tolerance allows "
-                f"{self.server.settings.tolerance:g}. Start it on the folder {self.folder} with "
-                "--dtype float32; a bfloat16 server needs a tolerance of about .05"
-            )
-        if self.own_logprobs is not None and self.served_logprobs is not None:
-            moved = float(np.abs(own - self.own_logprobs).max())
-            if moved > _NOTICEABLE and np.array_equal(served, self.served_logprobs):
-                raise ServerError(
-                    f"{where} did not take the new weights: the trainer's log-probabilities of a "
-                    f"fixed probe moved by {moved:.3g} nats and the server's not at all. Start it "
-                    f"on the folder {self.folder}"
-                )
-        self.own_logprobs, self.served_logprobs = own, served
+        moved = 0.0 if self.own_logprobs is None else float(np.abs(own - self.own_logprobs).max())
+        self.own_logprobs = own
+        self.server.each(partial(self._bring_up, moved=moved), returning=True)
         self.policy_step = self.student.policy_step
         self.syncs += 1
 
+    def _bring_up(self, server: Server, moved: float = 0.0) -> None:
+        """Let a server read the weights in the folder, and prove that it has them."""
+        assert self.own_logprobs is not None
+        server.reload_weights()
+        served = server.score([self.probe], 0)[0].sampled
+        distance = float(np.abs(served - self.own_logprobs).max())
+        where = f"the student's server {server.settings.address}"
+        if not distance <= server.settings.tolerance:
+            raise ServerError(
+                f"{where} does not have the trainer's weights after a sync: on a fixed probe they "
+                f"differ by {distance:.3g} nats, and student.server.tolerance allows "
+                f"{server.settings.tolerance:g}. Start it on the folder {self.folder} with "
+                "--dtype float32; a bfloat16 server needs a tolerance of about .05"
+            )
+        before = self.served_logprobs.get(server.settings.address)
+        if before is not None and moved > _NOTICEABLE and np.array_equal(served, before):
+            raise ServerError(
+                f"{where} did not take the new weights: the trainer's log-probabilities of a "
+                f"fixed probe moved by {moved:.3g} nats and the server's not at all. Start it "
+                f"on the folder {self.folder}"
+            )
+        self.served_logprobs[server.settings.address] = served
+
     def is_in_step(self) -> bool:
-        """Whether the server still has the weights of the last sync."""
-        if self.served_logprobs is None:
-            return False
-        distance = float(np.abs(self._served() - self.served_logprobs).max())
-        return distance <= self.server.settings.tolerance
+        """Whether the servers still have the weights of the last sync."""
+
+        def same(server: Server) -> bool:
+            kept = self.served_logprobs.get(server.settings.address)
+            if kept is None:
+                return False
+            now = server.score([self.probe], 0)[0].sampled
+            return float(np.abs(now - kept).max()) <= server.settings.tolerance
+
+        return bool(self.served_logprobs) and all(self.server.each(same))
 
     def record(self) -> dict[str, int]:
         """Counts for the record of a step, since the last call."""
         told = {"server/stale_rollouts": self.stale, "server/syncs": self.syncs}
         self.stale = self.syncs = 0
         return told
-
-    def _served(self) -> Floats:
-        return self.server.score([self.probe], 0)[0].sampled
 
 
 def serve_student(
@@ -158,7 +172,7 @@ def serve_student(
     """
     folder = weights_folder(settings, protected)
     assert settings.server is not None
-    return ServedStudent(Server(settings.server, "student"), student, folder)
+    return ServedStudent(connect(settings.server, "student"), student, folder)
 
 
 def weights_folder(settings: ModelConfig, protected: Mapping[str, str]) -> Path:
@@ -181,7 +195,7 @@ def weights_folder(settings: ModelConfig, protected: Mapping[str, str]) -> Path:
         )
     if not server_settings.is_loopback and not server_settings.allow_remote_sync:
         raise UsageError(
-            f"student.server.url {server_settings.url} is not on this machine, and weights are "
+            f"student.server.url {server_settings.address} is not on this machine, and weights are "
             "synced through developer endpoints that are open to whoever reaches them; use a "
             "server on 127.0.0.1, or set student.server.allow_remote_sync: true"
         )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from tutelage.models.checkpoints import open_folder
 from tutelage.models.local import decode_text, load_tokenizer, stop_ids_of_folder
 from tutelage.models.served.answers import PromptScores
 from tutelage.models.served.cache import ScoreCache
+from tutelage.models.served.fleet import Fleet, connect
 from tutelage.models.served.sampling import sample
 from tutelage.models.served.server import Capabilities, Fingerprint, Server
 from tutelage.ops.support import isin_rows, top_k_ids
@@ -50,7 +52,7 @@ class Question:
 class ServedTeacher:
     """A `Sampler`, and what `gradient` asks for scores."""
 
-    server: Server
+    server: Server | Fleet
     """Where it is served."""
     tokenizer: PreTrainedTokenizerBase
     """From the teacher's folder."""
@@ -185,18 +187,18 @@ class ServedTeacher:
             else [missing[i : i + _SEQUENCES] for i in range(0, len(missing), _SEQUENCES)]
         )
 
-        def ask(group: list[int]) -> list[PromptScores]:
+        def ask(server: Server, group: list[int]) -> list[PromptScores]:
             if asked is not None:
                 (i,) = group
-                return [self.server.score_ids(sequences[i], listed, starts[i], asked[i])]
+                return [server.score_ids(sequences[i], listed, starts[i], asked[i])]
             probe = self.fingerprint.sequence
-            answers = self.server.score(
+            answers = server.score(
                 [*(sequences[i] for i in group), probe], listed, [*(starts[i] for i in group), 1]
             )
-            self.server.require_same(self.fingerprint, answers.pop().sampled)
+            server.require_same(self.fingerprint, answers.pop().sampled)
             return answers
 
-        for group, answers in zip(groups, self.server.client.map(ask, groups), strict=True):
+        for group, answers in zip(groups, self.server.map(ask, groups), strict=True):
             for i, scores in zip(group, answers, strict=True):
                 found[i] = scores
                 if self.cache is not None:
@@ -204,8 +206,7 @@ class ServedTeacher:
         return [scores for scores in found if scores is not None]
 
     def _verify(self) -> None:
-        answer = self.server.score([self.fingerprint.sequence], 0)[0]
-        self.server.require_same(self.fingerprint, answer.sampled)
+        self.server.each(partial(prove_same, self.fingerprint))
 
 
 class ServedJudgement:
@@ -316,8 +317,10 @@ def load_served_teacher(settings: ModelConfig, role: str = "teacher") -> ServedT
     folder = open_folder(settings.path, role, weights=False)
     tokenizer = load_tokenizer(settings, role)
     rows = folder.vocabulary or len(tokenizer)
-    server = Server(settings.server, role)
+    server = connect(settings.server, role)
     fingerprint = server.fingerprint(rows)
+    if isinstance(server, Fleet):
+        server.prove = partial(prove_same, fingerprint)
     require_same_text(server, fingerprint, tokenizer)
     teacher = ServedTeacher(
         server=server,
@@ -332,6 +335,15 @@ def load_served_teacher(settings: ModelConfig, role: str = "teacher") -> ServedT
         path = usable_path(settings.server.cache, "server.cache")
         teacher.cache = ScoreCache(path, fingerprint, settings.server.cache_mb)
     return teacher
+
+
+def prove_same(fingerprint: Fingerprint, server: Server) -> None:
+    """Ask a server for the fixed sequence.
+
+    Raises:
+        ServerError: it is another model, or does not answer.
+    """
+    server.require_same(fingerprint, server.score([fingerprint.sequence], 0)[0].sampled)
 
 
 def require_servable(
@@ -398,7 +410,7 @@ def require_servable(
 
 
 def require_same_text(
-    server: Server, fingerprint: Fingerprint, tokenizer: PreTrainedTokenizerBase
+    server: Server | Fleet, fingerprint: Fingerprint, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """Refuse a server whose tokens read otherwise than the teacher's folder says.
 
@@ -417,7 +429,7 @@ def require_same_text(
     if 4 * len(differing) > len(comparable):
         first = differing[0]
         raise ServerError(
-            f"the {server.role}'s server {server.settings.url} reads id {first} as "
+            f"the {server.role}'s server {server.settings.address} reads id {first} as "
             f"{served[first]!r}, and the tokenizer in {server.role}.path as {own[first]!r} "
             f"({len(differing)} of {len(comparable)} tried ids differ): it serves a model with "
             "another tokenizer"
