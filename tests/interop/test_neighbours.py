@@ -14,6 +14,7 @@ from helpers import read_jsonl, write_jsonl
 from tutelage.config import parse_config
 from tutelage.data.prompts import read_prompts
 from tutelage.diagnose.explaining import explain
+from tutelage.errors import DataError
 from tutelage.lab.embedded import EMBEDDED_SPEC, VERIFIER, model_path
 from tutelage.lab.tasks import write_prompts
 from tutelage.training import train
@@ -75,6 +76,14 @@ def test_trls_formats_are_read_as_prompts(tmp_path, name, ending):
         assert [turn.role for turn in prompt.messages] == ["user"] * is_conversational(row)
         assert prompt.question == "a9 b1"
         assert prompt.answer == row.get("solution")
+
+
+@pytest.mark.parametrize(
+    "row", [{"text": "a9 b1 #0"}, {"chosen": CHAT + ANSWER, "rejected": CHAT + ANSWER}]
+)
+def test_trls_formats_without_a_prompt_are_refused(tmp_path, row):
+    with pytest.raises(DataError, match="has no prompt"):
+        read_prompts(str(write_jsonl(tmp_path / "rows.jsonl", [row])))
 
 
 def distil_with_trl(folder, student, teacher, steps):
