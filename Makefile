@@ -8,7 +8,9 @@ INTEROP_PIP := .venv-interop/bin/pip --quiet --disable-pip-version-check
 NEIGHBOURS := trl==1.16.0 lm-eval==0.4.13 peft datasets
 VERL := verl==0.9.1
 # What verl's configuration, losses and data need of its dependencies.
-VERL_NEEDS := hydra-core==1.3.8 omegaconf==2.3.1 tensordict==0.15.3 codetiming==1.4.0 orjson pillow ray
+VERL_NEEDS := tensordict==0.15.3 codetiming==1.4.0 orjson pillow ray
+# It reads its configuration with an older antlr4 than constraints.txt has for math-verify.
+HYDRA := hydra-core==1.3.8 omegaconf==2.3.1
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: demo test test-docs test-slow test-vllm test-interop test-browser check audit format settings-help pages \
@@ -111,7 +113,8 @@ format: .venv/dev.done
 # what is tested of it runs without them.
 .venv-interop/done: .venv-interop/base.done
 	@{ $(INTEROP_PIP) install --constraint constraints.txt $(TORCH) $(NEIGHBOURS) $(VERL_NEEDS) \
-	pytest pytest-timeout beartype && $(INTEROP_PIP) install --no-deps $(VERL); } \
+	pytest pytest-timeout beartype && $(INTEROP_PIP) install $(TORCH) $(HYDRA) \
+	&& $(INTEROP_PIP) install --no-deps $(VERL); } \
 	|| { echo "The tests with other libraries cannot run: pip could not install them (its reason is" \
 	"above). Run \`make test\`, which does without." >&2; exit 1; }
 	touch $@
