@@ -38,7 +38,8 @@ from tutelage.config import AlignConfig, ForwardKL, Full, ModelConfig, PromptFor
 from tutelage.data.render import render
 from tutelage.data.verify import make_verifier
 from tutelage.lab.embedded import EMBEDDED_SPEC, VERIFIER, model_path
-from tutelage.models.local import LocalModel, load_model
+from tutelage.models.loading import load_model
+from tutelage.models.local import LocalModel
 from tutelage.ops.alignment.design import draw_nodes
 from tutelage.ops.alignment.node import Success, dot_variance, noise_weights, score
 from tutelage.ops.alignment.pooling import pool

@@ -89,7 +89,7 @@ def sometimes_solved(tree: dict[str, Any], count: int) -> list["Prompt"]:
     from tutelage.data.render import render
     from tutelage.data.verify import make_verifier
     from tutelage.evaluation import evaluate
-    from tutelage.models.local import load_model
+    from tutelage.models.loading import load_model
     from tutelage.types import Message, SamplingParams
 
     config = parse_config(tree)

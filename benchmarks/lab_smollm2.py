@@ -29,7 +29,8 @@ from tutelage.lab.suite import Suite, before_and_after
 from tutelage.lab.tasks import write_prompts
 from tutelage.lab.told import block
 from tutelage.lab.verdicts import Part, Seed
-from tutelage.models.local import load_model, quiet_transformers
+from tutelage.models.anatomy import quiet_transformers
+from tutelage.models.loading import load_model
 from tutelage.ops.logprobs import gather
 from tutelage.runs.directory import read_lines
 from tutelage.runs.ledger import Ledger

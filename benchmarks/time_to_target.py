@@ -49,7 +49,8 @@ from tutelage.data.verify import make_verifier
 from tutelage.evaluation import evaluate
 from tutelage.gradient import Models, measure
 from tutelage.lab.embedded import EMBEDDED_SPEC, VERIFIER, model_path
-from tutelage.models.local import LocalModel, load_model
+from tutelage.models.loading import load_model
+from tutelage.models.local import LocalModel
 from tutelage.types import SamplingParams
 
 

@@ -708,7 +708,7 @@ GUARDS = (
     ),
     Guard(
         "40",
-        "models/local.py",
+        "models/loading.py",
         "                use_safetensors=True,\n",
         "",
         HOSTILE + "test_a_damaged_index_never_leads_to_a_pickle",
@@ -722,14 +722,14 @@ GUARDS = (
     ),
     Guard(
         "40",
-        "models/local.py",
+        "models/loading.py",
         "                trust_remote_code=False,\n                output_loading_info=True,",
         "                trust_remote_code=True,\n                output_loading_info=True,",
         HOSTILE + "test_code_that_a_folder_brings_never_runs",
     ),
     Guard(
         "40",
-        "models/local.py",
+        "models/loading.py",
         "folder.tokenizer, local_files_only=True, trust_remote_code=False",
         "folder.tokenizer, local_files_only=True, trust_remote_code=True",
         HOSTILE + "test_code_that_a_folder_brings_never_runs",

@@ -22,7 +22,9 @@ from tutelage.config import ModelConfig, PromptFormat
 from tutelage.data.collate import collate
 from tutelage.data.prompts import load_prompts
 from tutelage.data.render import render_one
-from tutelage.models.local import LocalModel, load_model, quiet_transformers
+from tutelage.models.anatomy import quiet_transformers
+from tutelage.models.loading import load_model
+from tutelage.models.local import LocalModel
 from tutelage.ops.logprobs import gather
 from tutelage.types import Prompt, Rollout
 

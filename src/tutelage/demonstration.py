@@ -32,7 +32,7 @@ from tutelage.errors import UsageError
 from tutelage.evaluation import evaluate
 from tutelage.lab.embedded import EMBEDDED_SPEC, VERIFIER, model_path
 from tutelage.lab.tasks import write_prompts
-from tutelage.models.local import load_model
+from tutelage.models.loading import load_model
 from tutelage.ops.intervals import bootstrap_interval, gap_recovery
 from tutelage.reports.page import write_report
 from tutelage.runs.directory import read_lines, replace_text, to_json

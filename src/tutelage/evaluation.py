@@ -21,7 +21,8 @@ from tutelage.errors import DataError, UsageError
 from tutelage.metrics import Record, by_source
 from tutelage.models.base import Sampler, Teacher
 from tutelage.models.compatibility import require_context
-from tutelage.models.local import LocalModel, load_model
+from tutelage.models.loading import load_model
+from tutelage.models.local import LocalModel
 from tutelage.models.served.teacher import load_served_teacher
 from tutelage.ops.intervals import pass_at_k, proportion_interval
 from tutelage.runs.directory import full_disk_told, output_file, replace_text, to_json

@@ -11,8 +11,9 @@ from tutelage.config import Config, ModelConfig
 from tutelage.data.prompts import Layout, read_prompts
 from tutelage.data.render import chat_template
 from tutelage.errors import UsageError
+from tutelage.models.anatomy import quiet_transformers
 from tutelage.models.compatibility import require_same_tokens
-from tutelage.models.local import load_tokenizer, quiet_transformers, stop_ids_of_folder
+from tutelage.models.loading import load_tokenizer, stop_ids_of_folder
 from tutelage.views import render_both_sides
 
 

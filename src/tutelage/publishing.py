@@ -17,7 +17,7 @@ from tutelage.errors import MachineError, ServerError, UsageError
 from tutelage.metrics import Record
 from tutelage.models.average import FILE as AVERAGE
 from tutelage.models.checkpoints import HUB_ID, is_hub_id
-from tutelage.models.local import load_model
+from tutelage.models.loading import load_model
 from tutelage.runs.checkpoints import MANIFEST
 from tutelage.runs.directory import open_run
 

@@ -30,7 +30,8 @@ from tutelage.models.average import Average
 from tutelage.models.base import Sampler, Teacher
 from tutelage.models.compatibility import require_context, require_same_tokens, share_vocabulary
 from tutelage.models.facts import disagreements, facts_of
-from tutelage.models.local import LocalModel, load_model, load_reference, load_student
+from tutelage.models.loading import load_model, load_reference, load_student
+from tutelage.models.local import LocalModel
 from tutelage.models.served.fleet import Fleet
 from tutelage.models.served.server import Fingerprint, Server
 from tutelage.models.served.student import serve_student

@@ -15,9 +15,10 @@ from tutelage.data.render import render_all
 from tutelage.data.sources import REASONING_GYM
 from tutelage.data.verify import choose_verifier
 from tutelage.errors import DataError, UsageError
+from tutelage.models.anatomy import quiet_transformers
 from tutelage.models.checkpoints import ModelFolder, open_folder
 from tutelage.models.facts import Facts, disagreements, facts_of
-from tutelage.models.local import load_tokenizer, quiet_transformers
+from tutelage.models.loading import load_tokenizer
 from tutelage.paths import usable_path
 from tutelage.types import Prompt
 

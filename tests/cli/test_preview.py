@@ -63,7 +63,7 @@ def test_preview_shows_the_ids_that_a_run_reads(write, tmp_path):
 @pytest.mark.parametrize("name", ["student", "compatible"])
 def test_stop_ids_without_weights_are_those_with_them(name):
     from tutelage.config import ModelConfig
-    from tutelage.models.local import load_model, stop_ids_of_folder
+    from tutelage.models.loading import load_model, stop_ids_of_folder
 
     settings = ModelConfig(path=str(model_path(name)))
     model = load_model(settings, "model")

@@ -14,7 +14,7 @@ from tutelage.data.render import render
 from tutelage.data.verify import make_verifier
 from tutelage.evaluation import evaluate
 from tutelage.lab.embedded import EMBEDDED_SPEC, VERIFIER, ZOO, model_path
-from tutelage.models.local import load_model
+from tutelage.models.loading import load_model
 from tutelage.types import SamplingParams
 
 # Sampled accuracies as the table of docs/lab.md states them.

@@ -19,7 +19,7 @@ from transformers import (
     PhiForCausalLM,
 )
 
-from tutelage.models.local import find_head
+from tutelage.models.anatomy import find_head
 
 SIZES = {
     "vocab_size": 50,

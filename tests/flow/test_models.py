@@ -9,12 +9,14 @@ from tutelage.config import ModelConfig, PromptFormat
 from tutelage.data.collate import collate
 from tutelage.data.render import render
 from tutelage.errors import DataError, UsageError
+from tutelage.models.anatomy import context_length
 from tutelage.models.compatibility import (
     require_context,
     require_same_tokens,
     share_vocabulary,
 )
-from tutelage.models.local import LocalModel, context_length, load_model
+from tutelage.models.loading import load_model
+from tutelage.models.local import LocalModel
 from tutelage.types import Message, Prompt, RenderedPrompt, SamplingParams
 
 PARAMS = SamplingParams(max_new_tokens=12)

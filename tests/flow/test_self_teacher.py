@@ -13,7 +13,7 @@ from tutelage.data.contexts import partners, siblings
 from tutelage.diagnose.checking import check
 from tutelage.errors import UsageError
 from tutelage.gradient import accumulate
-from tutelage.models.local import load_model
+from tutelage.models.loading import load_model
 from tutelage.planning import plan
 from tutelage.previewing import preview
 from tutelage.session import prepare

@@ -13,7 +13,7 @@ from tutelage.credit import read_table
 from tutelage.data.render import render_one
 from tutelage.models.checkpoints import open_folder
 from tutelage.models.facts import disagreements, facts_of
-from tutelage.models.local import load_model, load_tokenizer
+from tutelage.models.loading import load_model, load_tokenizer
 from tutelage.planning import plan
 from tutelage.types import Message, Prompt
 

@@ -12,7 +12,7 @@ from tutelage.lab.embedded import build
 from tutelage.lab.models import Training, make_tokenizer, sampled_accuracy
 from tutelage.lab.pairs import PairSpec, make_pair
 from tutelage.lab.tasks import ModTotal, RunningTotal, SolutionStyle
-from tutelage.models.local import load_model
+from tutelage.models.loading import load_model
 
 TASKS = [RunningTotal(), ModTotal(), ModTotal(modulus=97)]
 PATTERNS = ("forward", "backward")

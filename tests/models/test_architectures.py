@@ -9,7 +9,8 @@ from helpers import tiny_tokenizer
 from tutelage.data.collate import collate
 from tutelage.errors import UsageError
 from tutelage.models import prefixes
-from tutelage.models.local import LocalModel, require_decodable
+from tutelage.models.loading import require_decodable
+from tutelage.models.local import LocalModel
 from tutelage.types import Prompt, RenderedPrompt, SamplingParams
 
 TOKENIZER = tiny_tokenizer()

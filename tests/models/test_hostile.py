@@ -16,7 +16,7 @@ from tutelage.cli import main
 from tutelage.config import ModelConfig, dump_config
 from tutelage.data.render import render_one
 from tutelage.errors import DataError, UsageError
-from tutelage.models.local import load_model, load_tokenizer
+from tutelage.models.loading import load_model, load_tokenizer
 from tutelage.types import Message, Prompt
 
 SOURCES = Path(__file__).parents[2] / "src" / "tutelage"

@@ -11,7 +11,7 @@ from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundErro
 from tutelage.config import ModelConfig, load_config, parse_config
 from tutelage.errors import ServerError, UsageError
 from tutelage.models.checkpoints import keep_pinned, locate, open_folder, pin_models
-from tutelage.models.local import load_model
+from tutelage.models.loading import load_model
 from tutelage.planning import plan
 from tutelage.training import train
 

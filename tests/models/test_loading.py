@@ -14,7 +14,7 @@ from tutelage.data.collate import collate
 from tutelage.errors import MachineError, UsageError
 from tutelage.gradient import accumulate
 from tutelage.models.compatibility import require_same_tokens, share_vocabulary
-from tutelage.models.local import load_model, load_student
+from tutelage.models.loading import load_model, load_student
 from tutelage.trainer import Trainer
 from tutelage.training import train
 
@@ -82,7 +82,7 @@ def test_checkpointed_layers_run_again_in_the_backward_pass_and_never_in_samplin
 
 
 def test_a_model_without_such_layers_refuses_checkpointing(settings, llamas, monkeypatch):
-    monkeypatch.setattr("tutelage.models.local.GradientCheckpointingLayer", torch.nn.LSTM)
+    monkeypatch.setattr("tutelage.models.loading.GradientCheckpointingLayer", torch.nn.LSTM)
     with pytest.raises(UsageError, match=r"a LlamaForCausalLM has no layers .*micro_batch_size"):
         train(settings(student={"gradient_checkpointing": True}))
 

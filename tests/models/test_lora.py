@@ -15,7 +15,8 @@ from tutelage.config import ModelConfig, StudentConfig
 from tutelage.data.collate import collate
 from tutelage.errors import UsageError
 from tutelage.gradient import accumulate
-from tutelage.models.local import LocalModel, load_model, load_student
+from tutelage.models.loading import load_model, load_student
+from tutelage.models.local import LocalModel
 from tutelage.models.served.student import write_weights
 from tutelage.planning import plan
 from tutelage.trainer import Trainer

@@ -16,7 +16,7 @@ from tutelage.data.collate import collate, pack
 from tutelage.errors import DataError, GuardStop, UsageError
 from tutelage.gradient import accumulate_likelihood
 from tutelage.lab.embedded import model_path
-from tutelage.models.local import load_model
+from tutelage.models.loading import load_model
 from tutelage.rescue import cold_start_rollouts, sft
 from tutelage.rescue.cold_start import cold_start
 from tutelage.rescue.cold_start_rollouts import rejection, without_empty_thought

@@ -11,7 +11,7 @@ import pytest
 from tutelage.config import ModelConfig, PromptFormat
 from tutelage.data.render import render
 from tutelage.lab.embedded import EMBEDDED_SPEC, model_path
-from tutelage.models.local import load_model
+from tutelage.models.loading import load_model
 from tutelage.rescue.degenerate import (
     final_loop,
     find_repetition,

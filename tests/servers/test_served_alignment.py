@@ -18,7 +18,7 @@ from tutelage.data.collate import collate
 from tutelage.diagnose.checking import check
 from tutelage.errors import UsageError
 from tutelage.lab.embedded import EMBEDDED_SPEC, VERIFIER, model_path
-from tutelage.models.local import load_model
+from tutelage.models.loading import load_model
 from tutelage.training import train
 
 FROM_A_LIST = {"type": "top_k", "support": "teacher", "k": 4}

@@ -12,7 +12,7 @@ from tutelage import signals
 from tutelage.config import parse_config
 from tutelage.data.collate import collate
 from tutelage.errors import ServerError, UsageError
-from tutelage.models.local import load_model
+from tutelage.models.loading import load_model
 from tutelage.models.served.student import probe_logprobs, write_weights
 from tutelage.session import prepare
 from tutelage.training import train

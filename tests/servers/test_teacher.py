@@ -15,7 +15,7 @@ from tutelage import metrics
 from tutelage.config import ServerConfig
 from tutelage.errors import ServerError, UsageError
 from tutelage.gradient import Models, accumulate, measure
-from tutelage.models.local import load_model
+from tutelage.models.loading import load_model
 from tutelage.models.served.teacher import ServedTeacher
 from tutelage.ops import divergences
 from tutelage.session import prepare

@@ -10,7 +10,7 @@ import torch
 
 from helpers import save_tiny_llama, tiny_run
 from tutelage.models.checkpoints import open_folder
-from tutelage.models.local import load_model
+from tutelage.models.loading import load_model
 from tutelage.sizing.cost import Layout, Link, Rate, Speeds, Workload, step_cost
 from tutelage.sizing.hosts import workload
 from tutelage.sizing.lengths import (
@@ -189,7 +189,7 @@ def test_what_a_token_keeps_for_the_backward_pass_is_what_torch_saves(tmp_path, 
     shape = shape_of(open_folder(str(folder), "student"))
     model = load_model(load_settings(folder), "student")
     if checkpointing:
-        from tutelage.models.local import checkpoint_layers
+        from tutelage.models.loading import checkpoint_layers
 
         checkpoint_layers(model.model)
     assert shape.parameters == model.model.num_parameters()

@@ -29,7 +29,8 @@ from tutelage.errors import DataError, UsageError
 from tutelage.models.base import Sampler, Teacher
 from tutelage.models.checkpoints import pin_models
 from tutelage.models.compatibility import require_context, require_same_tokens, share_vocabulary
-from tutelage.models.local import LocalModel, load_model
+from tutelage.models.loading import load_model
+from tutelage.models.local import LocalModel
 from tutelage.models.served.student import serve_student
 from tutelage.models.served.teacher import ServedTeacher
 from tutelage.ops.alignment.pooling import pool

@@ -23,7 +23,8 @@ from tutelage.diagnose.verdict import Evidence, Verdict, judge_pair
 from tutelage.metrics import overlap_k
 from tutelage.models.base import Sampler
 from tutelage.models.facts import facts_of
-from tutelage.models.local import LocalModel, load_model
+from tutelage.models.loading import load_model
+from tutelage.models.local import LocalModel
 from tutelage.models.served.teacher import ServedTeacher
 from tutelage.runs.directory import full_disk_told, replace_text, to_json
 from tutelage.scale.engines import workers_of

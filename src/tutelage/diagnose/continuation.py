@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from tutelage.data.verify import Verify, judge
+from tutelage.models.anatomy import decode_text
 from tutelage.models.base import Sampler, Teacher
-from tutelage.models.local import decode_text
 from tutelage.ops.intervals import difference_interval
 from tutelage.types import RenderedPrompt, Rollout, SamplingParams
 

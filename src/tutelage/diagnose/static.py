@@ -10,8 +10,8 @@ from tutelage.data.prompts import load_prompts, split_held_out
 from tutelage.data.render import render, render_one
 from tutelage.data.verify import Verify, choose_verifier
 from tutelage.errors import DataError, TutelageError
+from tutelage.models.anatomy import decode_text
 from tutelage.models.facts import Facts, disagreements
-from tutelage.models.local import decode_text
 from tutelage.signals import Signal
 from tutelage.types import RenderedPrompt
 

@@ -13,7 +13,7 @@ from tutelage.data.render import worded
 from tutelage.errors import UsageError
 from tutelage.exporting.verl_overrides import LOSS, REWARD, environment, hydra, overrides
 from tutelage.models.facts import own_template
-from tutelage.models.local import load_tokenizer
+from tutelage.models.loading import load_tokenizer
 from tutelage.paths import usable_path
 from tutelage.session import split_prompts
 from tutelage.types import Message, Prompt

@@ -15,7 +15,8 @@ from tutelage.diagnose.continuation import right_shares
 from tutelage.evaluation import evaluate
 from tutelage.lab.kept import KeptModels
 from tutelage.lab.tasks import Task, write_prompts
-from tutelage.models.local import LocalModel, load_model
+from tutelage.models.loading import load_model
+from tutelage.models.local import LocalModel
 from tutelage.rescue.cold_start import cold_start
 from tutelage.runs.directory import read_lines
 from tutelage.runs.seals import digest_of

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tutelage.lab.models import make_tokenizer
 from tutelage.lab.pairs import PairSpec, make_pair
-from tutelage.models.local import quiet_transformers
+from tutelage.models.anatomy import quiet_transformers
 
 ZOO = Path(__file__).with_name("zoo")
 EMBEDDED_SPEC = PairSpec()

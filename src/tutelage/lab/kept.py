@@ -20,7 +20,7 @@ from tutelage.lab.models import (
 )
 from tutelage.lab.pairs import mod_total_models, running_total_models
 from tutelage.lab.tasks import ModTotal, RunningTotal, SolutionStyle, Task
-from tutelage.models.local import quiet_transformers
+from tutelage.models.anatomy import quiet_transformers
 from tutelage.runs.directory import replace_text
 from tutelage.runs.seals import digest_of
 

@@ -10,7 +10,7 @@ from tutelage.config import ModelConfig
 from tutelage.errors import UsageError
 from tutelage.models.checkpoints import open_folder
 from tutelage.models.compatibility import differing_tokens
-from tutelage.models.local import load_tokenizer, stop_ids_of_folder
+from tutelage.models.loading import load_tokenizer, stop_ids_of_folder
 from tutelage.signals import Signal
 
 _CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len")

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tutelage.models.local import LocalModel, quiet_transformers
+from tutelage.models.anatomy import quiet_transformers
+from tutelage.models.local import LocalModel
 from tutelage.models.sharded import whole_tensor
 from tutelage.ranks.group import Ranks
 from tutelage.runs.checkpoints import begin_checkpoint, seal_checkpoint

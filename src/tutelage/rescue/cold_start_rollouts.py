@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerBase
 from tutelage.config import ColdStartConfig
 from tutelage.data.verify import Verify, judge
 from tutelage.errors import GuardStop
+from tutelage.models.anatomy import decode_text
 from tutelage.models.base import Teacher
-from tutelage.models.local import decode_text
 from tutelage.rescue.degenerate import find_repetition
 from tutelage.runs.ledger import Ledger
 from tutelage.scale.units import Job, MapUnits, in_process, nothing

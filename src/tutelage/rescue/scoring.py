@@ -20,7 +20,7 @@ from tutelage.gradient import Models, measure
 from tutelage.metrics import overlap_k
 from tutelage.models.base import Sampler
 from tutelage.models.compatibility import require_context, require_same_tokens, share_vocabulary
-from tutelage.models.local import load_model
+from tutelage.models.loading import load_model
 from tutelage.models.served.student import serve_student
 from tutelage.models.served.teacher import ServedTeacher
 from tutelage.runs.interrupts import Interrupts

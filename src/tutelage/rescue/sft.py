@@ -15,7 +15,8 @@ from tutelage.config import Config, OptimizerConfig
 from tutelage.errors import GuardStop
 from tutelage.gradient import accumulate_likelihood
 from tutelage.models.compatibility import require_context
-from tutelage.models.local import LocalModel, load_student
+from tutelage.models.loading import load_student
+from tutelage.models.local import LocalModel
 from tutelage.optimizing import learning_rate, make_optimizer, take_step
 from tutelage.runs.checkpoints import (
     newest_checkpoint,

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from tutelage.config import LocalModelConfig
-from tutelage.models.local import Draw, LocalModel, by_length, draws_of, load_model
+from tutelage.models.loading import load_model
+from tutelage.models.local import Draw, LocalModel, by_length, draws_of
 from tutelage.models.memory import halve_until_it_fits
 from tutelage.scale.units import Job, MapUnits
 from tutelage.types import RenderedPrompt, Rollout, SamplingParams

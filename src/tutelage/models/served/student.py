@@ -21,8 +21,9 @@ from torch import Tensor
 
 from tutelage.config import ModelConfig
 from tutelage.errors import ServerError, UsageError
+from tutelage.models.anatomy import quiet_transformers
 from tutelage.models.checkpoints import open_folder
-from tutelage.models.local import LocalModel, quiet_transformers
+from tutelage.models.local import LocalModel
 from tutelage.models.served.answers import Floats
 from tutelage.models.served.fleet import Fleet, connect
 from tutelage.models.served.sampling import sample

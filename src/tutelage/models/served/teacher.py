@@ -13,8 +13,9 @@ from transformers import PreTrainedTokenizerBase
 from tutelage import config as c
 from tutelage.config import ModelConfig
 from tutelage.errors import ServerError, UsageError
+from tutelage.models.anatomy import decode_text
 from tutelage.models.checkpoints import open_folder
-from tutelage.models.local import decode_text, load_tokenizer, stop_ids_of_folder
+from tutelage.models.loading import load_tokenizer, stop_ids_of_folder
 from tutelage.models.served.answers import PromptScores
 from tutelage.models.served.cache import ScoreCache
 from tutelage.models.served.fleet import Fleet, connect
