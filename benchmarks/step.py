@@ -68,7 +68,7 @@ CASES = {
     ),
     "C": Case("SmolLM2-135M <- itself", 8, 32, 1, 24, at_once=8),
     "D": Case("as A, lengths geometric, mean 64", 64, 512, 1, 8, SMALL, LARGE, 64, 9),
-    "E": Case("SmolLM2-135M <- itself, 512-token prompts", 4, 32, 4, 512, at_once=4),
+    "E": Case("SmolLM2-135M <- itself, 512-token prompts", 4, 32, 4, 512, steps=3, at_once=4),
 }
 
 
