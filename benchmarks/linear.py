@@ -147,6 +147,11 @@ def draw(found: dict[str, dict[str, list[float]]], path: Path) -> None:
             label = f"{phase}, slope {slope(values, seconds):.2f}"
             axes.loglog(values, seconds, "o-", label=label)
         axes.set(xlabel="prompts of a step" if name == "tokens" else name)
+        axes.set_xticks(values, labels=[f"{value:,}" for value in values])
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.minorticks_off()
+        axes.set_ylim(0.05, 3)
+        axes.set_yticks([0.1, 0.3, 1, 3])
         axes.legend(frameon=False, fontsize=8)
     panels[0].set(ylabel="processor seconds")
     figure.savefig(path, metadata={"Date": None})
