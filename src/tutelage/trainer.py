@@ -23,13 +23,11 @@ from tutelage.config import (
     RetireSchedule,
     TeacherGatePrompt,
     UniformPrompt,
-    changes_on_resume,
     dump_config,
-    load_config,
 )
 from tutelage.credit import gate_weights, pass_rate_weights
 from tutelage.data.verify import judge
-from tutelage.errors import GuardStop, ServerError, Stop
+from tutelage.errors import GuardStop, ServerError
 from tutelage.evaluation import teacher_pass_rates, write_questions
 from tutelage.examination import Examiner, examine
 from tutelage.gradient import Models, StepGradient, accumulate, measure, move_of_policy
@@ -42,7 +40,6 @@ from tutelage.metrics import (
     summarise_tokens,
 )
 from tutelage.models.average import FILE as AVERAGE
-from tutelage.models.checkpoints import keep_pinned
 from tutelage.models.memory import halve_until_it_fits, whole_or_told
 from tutelage.models.mixture import draw_rollouts
 from tutelage.models.served.student import ServedStudent
@@ -51,11 +48,7 @@ from tutelage.optimizing import learning_rate, make_optimizer, take_step
 from tutelage.publishing import STUDENT, Finished, model_card, write_student
 from tutelage.ranks import ALONE, Ranks
 from tutelage.ranks.beginning import (
-    newest_of_all,
-    pin_together,
-    require_same_parts,
     require_shared,
-    seen_run,
 )
 from tutelage.ranks.saving import save_sharded
 from tutelage.ranks.sharing import gather_rollouts, whole, whole_table
@@ -72,19 +65,15 @@ from tutelage.runs.checkpoints import (
 )
 from tutelage.runs.directory import (
     Run,
-    create_run,
     environment,
     finite,
-    open_run,
-    other_versions,
     replace_text,
-    reserve_run,
     to_json,
 )
 from tutelage.runs.interrupts import Interrupts
 from tutelage.runs.records import metric_records
 from tutelage.runs.rollouts import rollout_from_json, rollout_to_json
-from tutelage.session import Session, prepare
+from tutelage.session import Session
 from tutelage.signals.history import History
 from tutelage.signals.ranking import warnings
 from tutelage.signals.standing import Standing
@@ -135,95 +124,6 @@ class Trainer:
         self.examiner = Examiner(config, session, ranks)
         self.saved: int | None = None
         self.told_full = False
-
-    @classmethod
-    def start(
-        cls,
-        config: Config,
-        observer: Observer,
-        overwrite: bool = False,
-        interrupts: Interrupts | None = None,
-        ranks: Ranks = ALONE,
-    ) -> "Trainer":
-        """A new run; its directory is filled only once everything fits together.
-
-        Raises:
-            Preempted: a signal came first; the settings are kept, for --resume to begin with.
-        """
-        interrupts = interrupts or Interrupts()
-        run = reserve_run(config.run.dir, overwrite=overwrite) if ranks.first else seen_run(config)
-
-        def create() -> None:
-            if ranks.first:
-                create_run(run.path, overwrite=overwrite)
-
-        try:
-            with abandoning(ranks, interrupts):
-                config = pin_together(config, ranks)
-                session = prepare(config)
-                require_same_parts(ranks, session.digests(), session.models.student)
-                trainer = cls(config, run, session, observer, interrupts, ranks)
-        except Stop:
-            create()
-            run.write_text("config.yaml", dump_config(config))
-            interrupts.heed(f" before the first step; {go_on(run)}")
-        create()
-        trainer.begin()
-        return trainer
-
-    @classmethod
-    def resume(
-        cls,
-        config: Config,
-        observer: Observer,
-        allowed: Sequence[str] = (),
-        interrupts: Interrupts | None = None,
-        ranks: Ranks = ALONE,
-    ) -> "Trainer":
-        """The run in `run.dir`, as its newest valid checkpoint left it, or from its first step.
-
-        `allowed` names the settings that may differ from those that the run began with.
-
-        Raises:
-            Preempted: a signal came first.
-        """
-        interrupts = interrupts or Interrupts()
-        run = open_run(config.run.dir) if ranks.first else seen_run(config)
-        saved = load_config(run.path / "config.yaml")
-        config = keep_pinned(config, saved)
-        changes = changes_on_resume(saved, config, allowed)
-        checkpoint, skipped = newest_of_all(ranks, run.checkpoints)
-        try:
-            with abandoning(ranks, interrupts):
-                if checkpoint is None:
-                    config = pin_together(config, ranks)
-                session = prepare(config, None if checkpoint is None else str(checkpoint.path))
-                if checkpoint is not None:
-                    session.require_same_prompts(run.path / "data.json", config)
-                    if not any(change.startswith("teacher.") for change in changes):
-                        session.require_same_teacher(run.path / "servers.json")
-                require_same_parts(ranks, session.digests(), session.models.student)
-                trainer = cls(config, run, session, observer, interrupts, ranks)
-        except Stop:
-            interrupts.heed(f" while models were loaded; {go_on(run)}")
-        faults = [f"{name}: {fault}" for name, fault in skipped.items()]
-        for text in [*changes, *faults, *other_versions(run.path / "environment.json")]:
-            observer({"kind": "note", "text": f"resumed although {text}"})
-        if checkpoint is None:
-            trainer.begin()
-        else:
-            trainer.restore(checkpoint, skipped)
-            trainer.write_settings()
-            trainer.tell_notes()
-        run.log_event(
-            "resume",
-            step=trainer.step,
-            changed=changes,
-            skipped=faults,
-            set_aside=[f"damaged.{name}" for name in skipped],
-            versions=environment()["versions"],
-        )
-        return trainer
 
     def begin(self) -> None:
         """Write down what a run begins with; records of an earlier beginning go."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from tutelage.beginning import resume_run, start_run
 from tutelage.config import DDP, Config, RayEngine, SingleProcess, parse_config
 from tutelage.config.changes import leaves_of
 from tutelage.errors import ServerError, Stop, UsageError
@@ -141,9 +142,9 @@ def _train_here(
         if not resume:
             require_trackers(config)
         trainer = (
-            Trainer.resume(config, observer, allow_change, interrupts, ranks)
+            resume_run(config, observer, allow_change, interrupts, ranks)
             if resume
-            else Trainer.start(config, observer, overwrite, interrupts, ranks)
+            else start_run(config, observer, overwrite, interrupts, ranks)
         )
         every = config.evaluation.every
         watch.last_words = last_words(trainer.run)

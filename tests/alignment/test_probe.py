@@ -8,6 +8,7 @@ import pytest
 from helpers import read_jsonl
 from tutelage.alignment.bench import plant
 from tutelage.alignment.curriculum import Curriculum
+from tutelage.beginning import start_run
 from tutelage.config import CurriculumPolicy, parse_config
 from tutelage.errors import DataError, UsageError
 from tutelage.lab.embedded import model_path
@@ -180,8 +181,7 @@ def test_a_curriculum_trains_on_the_easiest_until_they_teach_nothing_and_resumes
     assert windows[1] == windows[0] + 7
     # The first step already sees the window that the first probe widened, and nothing harder.
     ordered = sorted(
-        len(prompt.ids)
-        for prompt in Trainer.start(probed(folder="x"), lambda r: None).session.prompts
+        len(prompt.ids) for prompt in start_run(probed(folder="x"), lambda r: None).session.prompts
     )
     for window, lengths in zip(windows[1:], seen["whole"], strict=False):
         assert max(lengths) <= ordered[window - 1]

@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 
 from helpers import read_jsonl, sums, write_jsonl
 from tutelage import signals
+from tutelage.beginning import resume_run, start_run
 from tutelage.errors import CheckpointError, GuardStop, Interrupted, MachineError, UsageError
 from tutelage.reports.page import write_report
 from tutelage.runs import checkpoints
 from tutelage.runs.checkpoints import newest_checkpoint, saved_steps
 from tutelage.runs.interrupts import Interrupts
 from tutelage.runs.rollouts import rollout_from_json, rollout_to_json
-from tutelage.trainer import Trainer
 from tutelage.training import run_steps, train
 
 
@@ -100,7 +100,7 @@ def test_a_manifest_must_list_state_optimizer_and_weights(settings, left_out):
 def test_a_kill_while_a_checkpoint_is_replaced_loses_none(settings, monkeypatch):
     result = train(settings(run={"steps": 1, "save_every": 0}))
     root = result.run / "checkpoints"
-    trainer = Trainer.resume(settings(run={"steps": 1, "save_every": 0}), lambda record: None)
+    trainer = resume_run(settings(run={"steps": 1, "save_every": 0}), lambda record: None)
     trainer.saved = None
     rename = checkpoints.Path.rename
 
@@ -143,7 +143,7 @@ def test_steps_that_were_not_applied_are_neither_saved_nor_best(settings):
             for p in trainer.models.teacher.model.parameters():
                 p.fill_(torch.nan)
 
-    trainer = Trainer.start(config, poison)
+    trainer = start_run(config, poison)
     with pytest.raises(GuardStop, match=r"another --run.dir and --student.path .*step-2") as caught:
         run_loop(trainer)
     assert caught.value.exit_code == 7
@@ -158,7 +158,7 @@ def run_loop(trainer):
 
 
 def test_weights_that_are_not_finite_are_never_saved(settings):
-    trainer = Trainer.start(settings(), lambda record: None)
+    trainer = start_run(settings(), lambda record: None)
     with torch.no_grad():
         next(trainer.models.student.model.parameters())[0] = torch.inf
     with pytest.raises(GuardStop, match="not finite at step 0"):
@@ -201,7 +201,7 @@ def test_logits_that_are_nan_still_give_a_valid_id(settings):
 
 
 def test_rollouts_with_undefined_logprobs_are_kept_as_they_are(settings):
-    trainer = Trainer.start(settings(), lambda record: None)
+    trainer = start_run(settings(), lambda record: None)
     (rollout, *_) = trainer.next_rollouts()
     from dataclasses import replace
 
@@ -242,7 +242,7 @@ def test_a_stop_between_sampling_and_training_keeps_the_samples(settings, tmp_pa
         return settings(run={"dir": str(tmp_path / name)}, rollout={"delay_steps": delay})
 
     straight = train(config("straight"))
-    trainer = Trainer.start(config("stopped"), lambda record: None)
+    trainer = start_run(config("stopped"), lambda record: None)
     sample = trainer.sample
 
     def pressed(prompts, step):

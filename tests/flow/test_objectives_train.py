@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from helpers import read_jsonl, sums, write_jsonl
+from tutelage.beginning import start_run
 from tutelage.cli import main
 from tutelage.config import parse_config, preset_names
 from tutelage.errors import UsageError
 from tutelage.evaluation import teacher_pass_rates
-from tutelage.trainer import Trainer
 from tutelage.training import train
 
 
@@ -46,7 +46,7 @@ def step_gradient(config, rewards=None):
     """The parameters after one step, flat."""
     from dataclasses import replace
 
-    trainer = Trainer.start(config, lambda record: None)
+    trainer = start_run(config, lambda record: None)
     rollouts = trainer.next_rollouts()
     if rewards is not None:  # so that verdicts differ, whatever the random models say
         rollouts = [replace(r, reward=rewards[i % len(rewards)]) for i, r in enumerate(rollouts)]
@@ -114,7 +114,7 @@ def test_each_setting_changes_the_step_and_no_two_agree(settings):
 
 def test_the_annealed_teacher_is_silent_at_the_end(settings):
     schedule = {"type": "anneal", "start": 1, "end": 3}
-    trainer = Trainer.start(settings(objective={"reward": {"schedule": schedule}}), lambda r: None)
+    trainer = start_run(settings(objective={"reward": {"schedule": schedule}}), lambda r: None)
     shares = []
     for trainer.step in range(5):
         shares.append(trainer.teacher_share())
@@ -126,7 +126,7 @@ def test_a_brake_holds_the_student_near_its_start(settings):
 
     def moved(name, objective):
         config = settings(name, objective, run={"steps": 12}, optimizer={"lr": 3e-3})
-        trainer = Trainer.start(config, lambda record: None)
+        trainer = start_run(config, lambda record: None)
         for _ in range(12):
             trainer.update(trainer.next_rollouts())
         student = trainer.models.student.model
@@ -138,7 +138,7 @@ def test_a_brake_holds_the_student_near_its_start(settings):
 def test_the_same_teacher_before_and_after_shifts_the_student_nowhere(settings, gpt2_pair):
     """q / q0 = 1, so the target is the student itself and the first gradient is zero."""
     target = {"type": "shift", "teacher_base": {"path": str(gpt2_pair[1])}}
-    trainer = Trainer.start(settings(objective={"type": "full", "target": target}), lambda r: None)
+    trainer = start_run(settings(objective={"type": "full", "target": target}), lambda r: None)
     trainer.update(trainer.next_rollouts())
     assert trainer.steps[0]["grad_norm"] < 1e-5
     assert trainer.steps[0]["loss"] < 1e-6
@@ -159,7 +159,7 @@ def test_references_survive_a_resume_unchanged(settings):
 
 def test_the_teacher_gate_weighs_prompts_by_the_teachers_own_success(settings):
     config = settings(objective={"prompt_weight": {"type": "teacher_gate", "samples": 2}})
-    trainer = Trainer.start(config, lambda record: None)
+    trainer = start_run(config, lambda record: None)
     rollouts = trainer.next_rollouts()
     rates = teacher_pass_rates(
         trainer.models.teacher,
@@ -180,7 +180,7 @@ def test_the_teacher_gate_weighs_prompts_by_the_teachers_own_success(settings):
 
 def test_a_prompt_on_which_the_teacher_cannot_be_judged_passes_the_gate_untouched(settings):
     config = settings(objective={"prompt_weight": {"type": "teacher_gate", "samples": 2}})
-    trainer = Trainer.start(config, lambda record: None)
+    trainer = start_run(config, lambda record: None)
     rollouts = trainer.next_rollouts()
     unknown = rollouts[0].prompt.id
     trainer.session = replace(
@@ -199,7 +199,7 @@ def test_student_share_mixes_the_teachers_rollouts_in(settings):
     shares = {}
     for share in (0.0, 0.5, 1.0):
         config = settings(f"share{share}", rollout={"student_share": share, "group_size": 30})
-        trainer = Trainer.start(config, lambda record: None)
+        trainer = start_run(config, lambda record: None)
         rollouts = trainer.next_rollouts()
         assert [r.prompt.id for r in rollouts] == [
             p.prompt.id for p in trainer.prompts_of(0) for _ in range(30)

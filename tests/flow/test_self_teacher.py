@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from helpers import read_jsonl, sums, tiny_run, write_jsonl
+from tutelage.beginning import start_run
 from tutelage.config import CONTEXTS, parse_config
 from tutelage.data.collate import collate
 from tutelage.data.contexts import partners, siblings
@@ -17,7 +18,6 @@ from tutelage.models.loading import load_model
 from tutelage.planning import plan
 from tutelage.previewing import preview
 from tutelage.session import prepare
-from tutelage.trainer import Trainer
 from tutelage.training import train
 from tutelage.types import Prompt, SamplingParams
 
@@ -95,7 +95,7 @@ def test_present_weights_teach_like_a_frozen_copy_of_them(settings, gpt2_pair):
 
 
 def test_the_initial_student_does_not_move_and_needs_no_copy_beside_lora(settings, gpt2_pair):
-    trainer = Trainer.start(settings({"type": "initial", **SHORT}), lambda record: None)
+    trainer = start_run(settings({"type": "initial", **SHORT}), lambda record: None)
     trainer.update(trainer.next_rollouts())
     fresh = load_model(trainer.config.student, "student").model.state_dict()
     for name, tensor in trainer.models.teacher.model.state_dict().items():
@@ -190,7 +190,7 @@ def test_a_run_with_feedback_trains_and_counts_what_it_could_not_show(settings):
 
 
 def test_a_contrast_measures_the_teacher_under_another_questions_context(settings):
-    trainer = Trainer.start(settings({"type": "initial", **SHORT}), lambda record: None)
+    trainer = start_run(settings({"type": "initial", **SHORT}), lambda record: None)
     record = trainer.evaluate()
     session, models = trainer.session, trainer.models
     other = partners([p.prompt for p in session.held_out], trainer.config.run.seed)

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from helpers import read_jsonl, sums, write_jsonl
 from tutelage import signals
+from tutelage.beginning import start_run
 from tutelage.config import Config, OptimizerConfig
 from tutelage.credit import token_shares
 from tutelage.errors import CheckpointError, GuardStop, UsageError
@@ -21,7 +22,7 @@ from tutelage.training import train
 
 
 def trainer_for(config: Config) -> Trainer:
-    return Trainer.start(config, lambda record: None)
+    return start_run(config, lambda record: None)
 
 
 def gradients(trainer: Trainer, rollouts) -> torch.Tensor:

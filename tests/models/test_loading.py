@@ -9,19 +9,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from helpers import draw_rollouts, read_jsonl, save_tiny_llama, tiny_gpt2, tiny_tokenizer
+from tutelage.beginning import start_run
 from tutelage.config import ModelConfig, StudentConfig
 from tutelage.data.collate import collate
 from tutelage.errors import MachineError, UsageError
 from tutelage.gradient import accumulate
 from tutelage.models.compatibility import require_same_tokens, share_vocabulary
 from tutelage.models.loading import load_model, load_student
-from tutelage.trainer import Trainer
 from tutelage.training import train
 
 
 def gradients(config, rollouts=None):
     """The gradients of the first step, and its rollouts."""
-    trainer = Trainer.start(config, lambda record: None, overwrite=True)
+    trainer = start_run(config, lambda record: None, overwrite=True)
     rollouts = rollouts or trainer.next_rollouts()
     result = accumulate(
         trainer.models,
@@ -142,7 +142,7 @@ def test_a_run_in_bfloat16_learns_saves_float32_and_resumes(settings):
 def test_the_initial_reference_is_exactly_the_student_in_bfloat16_too(settings):
     brake = {"brake": {"coefficient": 1.0}, "type": "full", "target": "teacher"}
     config = settings(objective=brake, optimizer={"precision": "bfloat16"})
-    trainer = Trainer.start(config, lambda record: None)
+    trainer = start_run(config, lambda record: None)
     batch = collate(trainer.next_rollouts())
     student, reference = trainer.models.student, trainer.models.references["brake"]
     assert torch.equal(student.score(batch), reference.score(batch))

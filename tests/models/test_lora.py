@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from helpers import draw_rollouts, read_jsonl
+from tutelage.beginning import start_run
 from tutelage.config import ModelConfig, StudentConfig
 from tutelage.data.collate import collate
 from tutelage.errors import UsageError
@@ -19,7 +20,6 @@ from tutelage.models.loading import load_model, load_student
 from tutelage.models.local import LocalModel
 from tutelage.models.served.student import write_weights
 from tutelage.planning import plan
-from tutelage.trainer import Trainer
 from tutelage.training import train
 
 HEAD = ["q_proj", "down_proj", "lm_head", "embed_tokens"]
@@ -89,7 +89,7 @@ def test_additions_start_at_no_effect_and_follow_the_seed(llamas):
 @pytest.mark.parametrize("kind", [{"type": "top_k", "k": 4}, {"type": "full"}])
 def test_chunked_gradients_equal_those_of_the_whole_logits(settings, llamas, targets, kind):
     """With an adapted head too, and against peft's own forward pass."""
-    trainer = Trainer.start(
+    trainer = start_run(
         settings(student=lora(target_modules=targets), objective=kind), lambda record: None
     )
     student = trainer.models.student
@@ -155,7 +155,7 @@ def test_the_initial_reference_is_the_student_without_its_adapter(settings, llam
         for i, reference in enumerate(brakes)
     ]
     assert records(runs[0]) == records(runs[1])
-    trainer = Trainer.start(
+    trainer = start_run(
         settings(student=lora(), objective={"brake": {"coefficient": 0.5}}), lambda record: None
     )
     assert trainer.models.references["brake"].model is trainer.models.student.model

@@ -15,6 +15,7 @@ from test_resume import kept
 
 from helpers import read_jsonl
 from tutelage import trainer as trainers
+from tutelage.beginning import resume_run, start_run
 from tutelage.cli import main
 from tutelage.errors import CheckpointError, DataError, GuardStop, MachineError, UsageError
 from tutelage.models.local import LocalModel
@@ -22,7 +23,6 @@ from tutelage.models.memory import halve_until_it_fits, out_of_memory
 from tutelage.runs.checkpoints import newest_checkpoint, saved_steps
 from tutelage.runs.directory import Run
 from tutelage.runs.lock import LOCK, locked
-from tutelage.trainer import Trainer
 from tutelage.training import train
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -69,7 +69,7 @@ def score_is_undefined(result, student):
 def test_a_step_that_is_not_finite_is_neither_taken_nor_saved_and_is_kept_to_look_at(
     settings, monkeypatch, spoil
 ):
-    trainer = Trainer.start(settings(), lambda record: None)
+    trainer = start_run(settings(), lambda record: None)
     trainer.evaluate()
     trainer.update(trainer.next_rollouts())
     student = trainer.models.student
@@ -155,11 +155,11 @@ def test_a_resumed_run_remembers_what_memory_holds(settings, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(torch.Tensor, "backward", failing(torch.Tensor.backward, MEMORY[0], {2}))
         train(settings(run={"steps": 2}))
-    assert Trainer.resume(settings(), lambda record: None).micro_batch_size == 2
+    assert resume_run(settings(), lambda record: None).micro_batch_size == 2
 
 
 def test_sampling_that_memory_does_not_hold_gives_the_same_rollouts(settings, monkeypatch):
-    trainer = Trainer.start(settings(), lambda record: None)
+    trainer = start_run(settings(), lambda record: None)
     expected = trainer.sample(trainer.prompts_of(0), 0)
     decode = sys.modules["tutelage.models.local"].decode
     monkeypatch.setattr("tutelage.models.local.decode", failing(decode, MEMORY[0], {1, 3}))
