@@ -14,6 +14,7 @@ import torch
 from test_resume import kept
 
 from helpers import read_jsonl
+from tutelage import beginning
 from tutelage import trainer as trainers
 from tutelage.beginning import resume_run, start_run
 from tutelage.cli import main
@@ -263,7 +264,7 @@ def test_a_real_disk_fills_up_and_nothing_good_is_lost(settings, written, tmp_pa
 def test_a_place_that_cannot_be_written_is_known_before_models_are_loaded(
     settings, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(trainers, "prepare", lambda *a: pytest.fail("models were loaded"))
+    monkeypatch.setattr(beginning, "prepare", lambda *a: pytest.fail("models were loaded"))
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot be"):
         train(settings(run={"dir": str(tmp_path / "file" / "run")}))

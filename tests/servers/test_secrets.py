@@ -81,7 +81,9 @@ def test_the_key_of_a_server_reaches_no_file_and_no_screen(place, tmp_path, capf
         "cold-start": ["cold-start", *config, "-o", "cold"],
         "controls": ["controls", *config, "-o", "controls", "--seeds", "2"],
     }
-    assert VERBS.keys() - verbs.keys() == {"demo", "lab", "rescue"}  # these know no server
+    others = {"demo", "lab", "rescue", "init", "completion"}  # these know no server
+    assert VERBS.keys() - verbs.keys() - others == {"export"}
+    main(["export", "verl", *config, "-o", "exported"])
     for verb, words in verbs.items():
         asked = len(fake.keys)
         assert main([verb, *words]) == codes.get(verb, 0), verb
