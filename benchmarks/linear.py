@@ -22,8 +22,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import torch
+from step import random_qwen3
 from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerFast
 
 from tutelage.config import TopK
 from tutelage.gradient import Models, accumulate
@@ -54,23 +55,9 @@ VARIED: dict[str, tuple[Sizes, str, list[int]]] = {
 }
 
 
-def model(width: int, layers: int, vocabulary: int, seed: int) -> LocalModel:
+def model(shape: tuple[int, int], vocabulary: int, seed: int) -> LocalModel:
     """Random, and it never ends a completion."""
-    torch.manual_seed(seed)
-    config = Qwen3Config(
-        vocab_size=vocabulary,
-        hidden_size=width,
-        intermediate_size=3 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=width // 32,
-        num_key_value_heads=width // 32,
-        head_dim=32,
-        tie_word_embeddings=True,
-        pad_token_id=0,
-        eos_token_id=None,
-        bos_token_id=None,
-    )
-    network = Qwen3ForCausalLM(config).eval()
+    network = random_qwen3(shape, vocabulary, seed, eos=None)
     speed_up(network)
     words = Tokenizer(models.WordLevel({"<pad>": 0, "x": 1}, unk_token="<pad>"))
     return LocalModel(
@@ -80,7 +67,7 @@ def model(width: int, layers: int, vocabulary: int, seed: int) -> LocalModel:
 
 def steps(sizes: Sizes) -> tuple[Callable[[], object], Callable[[], object]]:
     """Sampling of a step, and its scoring and update."""
-    student, teacher = model(128, 2, sizes.vocabulary, 1), model(256, 4, sizes.vocabulary, 2)
+    student, teacher = model((128, 2), sizes.vocabulary, 1), model((256, 4), sizes.vocabulary, 2)
     for parameter in teacher.model.parameters():
         parameter.requires_grad_(False)
     pair = Models(student=student, teacher=teacher, references={})

@@ -90,7 +90,7 @@ def write_models(case: Case, smollm2: Path | None, folder: Path) -> tuple[Path, 
 def _random_model(shape: tuple[int, int], vocabulary: int, folder: Path, seed: int) -> Path:
     """With random weights each of V tokens, the end among them, has about one chance in V."""
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+    from transformers import PreTrainedTokenizerFast
 
     words = ["<pad>", "<eos>", *(f"w{i}" for i in range(vocabulary - 2))]
     core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<pad>"))
@@ -98,6 +98,14 @@ def _random_model(shape: tuple[int, int], vocabulary: int, folder: Path, seed: i
     PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", unk_token="<pad>"
     ).save_pretrained(folder)
+    random_qwen3(shape, vocabulary, seed, eos=1).save_pretrained(folder)
+    return folder
+
+
+def random_qwen3(shape: tuple[int, int], vocabulary: int, seed: int, eos: int | None) -> Any:
+    """A Qwen3 of this width and so many layers, with tied heads and random weights."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
     width, layers = shape
     torch.manual_seed(seed)
     config = Qwen3Config(
@@ -111,11 +119,10 @@ def _random_model(shape: tuple[int, int], vocabulary: int, folder: Path, seed: i
         tie_word_embeddings=True,
         max_position_embeddings=1024,
         pad_token_id=0,
-        eos_token_id=1,
+        eos_token_id=eos,
         bos_token_id=None,
     )
-    Qwen3ForCausalLM(config).save_pretrained(folder)
-    return folder
+    return Qwen3ForCausalLM(config).eval()
 
 
 def write_prompts(case: Case, student: Path, file: Path) -> None:

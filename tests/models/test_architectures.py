@@ -147,3 +147,10 @@ def test_families_with_full_attention_alone_share_prompts():
     able = {f for f, extra in FAMILIES.items() if prefixes.can_share(build(f, **extra).model)}
     assert {"qwen3", "qwen3_moe", "smollm3", "opt"} <= able
     assert not able & {"qwen3_next", "qwen3_5_text", "gemma3_text", "gpt_oss", "lfm2", "mistral"}
+
+
+def test_prompts_are_not_shared_under_attention_that_was_never_tried_with_it():
+    model = build("qwen3").model
+    assert prefixes.can_share(model)
+    model.config._attn_implementation = "flash_attention_2"
+    assert not prefixes.can_share(model)

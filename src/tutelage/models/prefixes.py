@@ -63,7 +63,13 @@ def saves_enough(prompts: Sequence[Sequence[int]], tokens: int) -> bool:
 
 
 def can_share(model: PreTrainedModel) -> bool:
-    """Whether everything that a model remembers of a prompt are keys and values of its tokens."""
+    """Whether all that a model remembers of a prompt are keys and values, which a mask can hide.
+
+    Rows of shorter prompts have padding between prompt and completion. Masks of other kinds of
+    attention were never tried with that.
+    """
+    if model.config._attn_implementation not in ("sdpa", "eager"):
+        return False
     names = inspect.signature(model.forward).parameters
     if not {"past_key_values", "position_ids"} <= names.keys():
         return False
