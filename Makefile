@@ -13,14 +13,14 @@ VERL_NEEDS := tensordict==0.15.3 codetiming==1.4.0 orjson pillow ray
 HYDRA := hydra-core==1.3.8 omegaconf==2.3.1
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-docs test-slow test-vllm test-interop test-browser check audit format settings-help pages \
+.PHONY: demo test test-docs test-slow test-gpu test-vllm test-interop test-browser check audit format settings-help pages \
 	docs outputs picture clean
 
 demo: .venv/base.done
 	$(BIN)/tutelage demo
 
 test: check
-	$(BIN)/pytest -m "not slow and not browser and not docs and not interop" -n 2 --dist loadfile
+	$(BIN)/pytest -m "not slow and not browser and not docs and not interop and not gpu" -n 2 --dist loadfile
 
 # Builds the site strictly, runs every tutorial and the notebook.
 test-docs: .venv/docs.done
@@ -28,6 +28,10 @@ test-docs: .venv/docs.done
 
 test-slow: .venv/slow.done
 	$(BIN)/pytest -m "slow and not vllm"
+
+# On a machine with a CUDA device.
+test-gpu: .venv/dev.done
+	$(BIN)/pytest -m gpu tests/gpu
 
 # Starts two vLLM servers on 127.0.0.1.
 test-vllm: .venv/dev.done .venv-vllm/done

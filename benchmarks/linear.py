@@ -22,7 +22,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import torch
-from step import random_qwen3
+from step import Shape, random_qwen3, small
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
@@ -55,7 +55,7 @@ VARIED: dict[str, tuple[Sizes, str, list[int]]] = {
 }
 
 
-def model(shape: tuple[int, int], vocabulary: int, seed: int) -> LocalModel:
+def model(shape: Shape, vocabulary: int, seed: int) -> LocalModel:
     """Random, and it never ends a completion."""
     network = random_qwen3(shape, vocabulary, seed, eos=None)
     speed_up(network)
@@ -67,7 +67,10 @@ def model(shape: tuple[int, int], vocabulary: int, seed: int) -> LocalModel:
 
 def steps(sizes: Sizes) -> tuple[Callable[[], object], Callable[[], object]]:
     """Sampling of a step, and its scoring and update."""
-    student, teacher = model((128, 2), sizes.vocabulary, 1), model((256, 4), sizes.vocabulary, 2)
+    student, teacher = (
+        model(small(128, 2), sizes.vocabulary, 1),
+        model(small(256, 4), sizes.vocabulary, 2),
+    )
     for parameter in teacher.model.parameters():
         parameter.requires_grad_(False)
     pair = Models(student=student, teacher=teacher, references={})

@@ -3,10 +3,12 @@
     pip install trl==1.16.0 datasets accelerate   # in an environment with tutelage
     python recipes/smollm2/prepare.py models --steps 1   # for cases C and E
     python benchmarks/step.py --cases A B C D E --smollm2 models/smollm2
+    python benchmarks/step.py --cases B F --device cuda      # case F is for a GPU
 
 Each side is its real training loop in a process of its own, which takes a step when it is told to,
 so the sides take turns and never run at once. Same models, same prompts, same limits: full
-vocabulary reverse KL at temperature 1, AdamW, float32, gradient checkpointing off. With
+vocabulary reverse KL at temperature 1, AdamW, float32 (case F: layers of both in bfloat16),
+gradient checkpointing off. With
 `--defaults` both take their defaults instead (ours: the top-16 bucket of `recommended`; TRL's:
 gradient checkpointing). Medians after one warm-up step; prints the tables of docs/benchmarks.md.
 
@@ -36,6 +38,29 @@ SIDES = ("tutelage", "trl")
 
 
 @dataclass(frozen=True)
+class Shape:
+    """A Qwen3 with random weights, tied embeddings and as many rows of heads as given."""
+
+    width: int
+    layers: int
+    inner: int
+    heads: int
+    key_heads: int
+    head_dim: int
+
+    @property
+    def body(self) -> int:
+        """Weights of its layers, norms left out."""
+        attention = 2 * self.width * self.head_dim * (self.heads + self.key_heads)
+        return self.layers * (attention + 3 * self.width * self.inner)
+
+
+def small(width: int, layers: int) -> Shape:
+    """Heads of 32, as many for keys."""
+    return Shape(width, layers, 3 * width, width // 32, width // 32, 32)
+
+
+@dataclass(frozen=True)
 class Case:
     """What both sides are told to do."""
 
@@ -49,73 +74,101 @@ class Case:
     """Rollouts of a prompt."""
     prompt_tokens: int = 8
     """Tokens of a prompt, on average."""
-    student: tuple[int, int] | None = None
-    """Width and layers of a random Qwen3; None is SmolLM2-135M-Instruct."""
-    teacher: tuple[int, int] | None = None
+    student: Shape | None = None
+    """None is SmolLM2-135M-Instruct."""
+    teacher: Shape | None = None
     """Likewise."""
     vocabulary: int = 49_152
     steps: int = 5
     """Steps of each side after the first."""
     at_once: int = 64
     """Most rollouts of one forward and backward pass; the whole step, where memory allows."""
+    half: bool = False
+    """The student's layers compute in bfloat16, and the teacher's weights are so."""
 
 
-SMALL, LARGE = (128, 4), (256, 6)
+SMALL, LARGE = small(128, 4), small(256, 6)
 CASES = {
     "A": Case("Qwen3 0.8 M <- 4.9 M, V 64", 64, 64, 1, 8, SMALL, LARGE, 64, 15),
     "B": Case(
-        "Qwen3 d128 L2 <- d256 L4, V 32,000", 16, 64, 1, 8, (128, 2), (256, 4), 32_000, 9, 16
+        "Qwen3 d128 L2 <- d256 L4, V 32,000",
+        16,
+        64,
+        student=small(128, 2),
+        teacher=small(256, 4),
+        vocabulary=32_000,
+        steps=9,
+        at_once=16,
     ),
     "C": Case("SmolLM2-135M <- itself", 8, 32, 1, 24, at_once=8),
     "D": Case("as A, lengths geometric, mean 64", 64, 512, 1, 8, SMALL, LARGE, 64, 9),
     "E": Case("SmolLM2-135M <- itself, 512-token prompts", 4, 32, 4, 512, steps=3, at_once=4),
+    "F": Case(
+        "shapes of Qwen3-0.6B <- 1.7B, V 151,936",
+        64,
+        256,
+        prompt_tokens=100,
+        student=Shape(1024, 28, 3072, 16, 8, 128),
+        teacher=Shape(2048, 28, 6144, 16, 8, 128),
+        vocabulary=151_936,
+        steps=4,
+        at_once=16,
+        half=True,
+    ),
 }
 
 
 # --- what both sides read --------------------------------------------------------------------
 
 
-def write_models(case: Case, smollm2: Path | None, folder: Path) -> tuple[Path, Path]:
+def write_models(case: Case, smollm2: Path | None, folder: Path, device: str) -> tuple[Path, Path]:
     """Folders of student and teacher."""
     if case.student is None or case.teacher is None:
         if smollm2 is None:
             raise SystemExit("cases C and E need --smollm2 FOLDER; see the top of this file")
         return smollm2, smollm2
     return (
-        _random_model(case.student, case.vocabulary, folder / "student", 1),
-        _random_model(case.teacher, case.vocabulary, folder / "teacher", 2),
+        _random_model(case, case.student, folder / "student", 1, torch.float32, device),
+        _random_model(case, case.teacher, folder / "teacher", 2, _teacher_type(case), device),
     )
 
 
-def _random_model(shape: tuple[int, int], vocabulary: int, folder: Path, seed: int) -> Path:
+def _teacher_type(case: Case) -> torch.dtype:
+    return torch.bfloat16 if case.half else torch.float32
+
+
+def _random_model(
+    case: Case, shape: Shape, folder: Path, seed: int, dtype: torch.dtype, device: str
+) -> Path:
     """With random weights each of V tokens, the end among them, has about one chance in V."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = ["<pad>", "<eos>", *(f"w{i}" for i in range(vocabulary - 2))]
+    words = ["<pad>", "<eos>", *(f"w{i}" for i in range(case.vocabulary - 2))]
     core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<pad>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", unk_token="<pad>"
     ).save_pretrained(folder)
-    random_qwen3(shape, vocabulary, seed, eos=1).save_pretrained(folder)
+    with torch.device(device):  # where random numbers are drawn fast
+        model = random_qwen3(shape, case.vocabulary, seed, eos=1)
+    model.to(dtype).save_pretrained(folder)
     return folder
 
 
-def random_qwen3(shape: tuple[int, int], vocabulary: int, seed: int, eos: int | None) -> Any:
-    """A Qwen3 of this width and so many layers, with tied heads and random weights."""
+def random_qwen3(shape: Shape, vocabulary: int, seed: int, eos: int | None) -> Any:
+    """A Qwen3 of this shape with random weights."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    width, layers = shape
     torch.manual_seed(seed)
     config = Qwen3Config(
         vocab_size=vocabulary,
-        hidden_size=width,
-        intermediate_size=3 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=width // 32,
-        num_key_value_heads=width // 32,
-        head_dim=32,
+        hidden_size=shape.width,
+        intermediate_size=shape.inner,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.key_heads,
+        head_dim=shape.head_dim,
         tie_word_embeddings=True,
         max_position_embeddings=1024,
         pad_token_id=0,
@@ -169,10 +222,9 @@ class Teller:
 
     def step(self, after: Callable[[], dict[str, Any]] = dict, **more: Any) -> None:
         """A step is over; what comes `after` is not of its time and memory."""
+        wait_for_device()
         seconds = time.perf_counter() - self.started
-        scale = 1 if sys.platform == "darwin" else 1024
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e6
-        self._say({"seconds": seconds, "peak_mb": peak, **more, **after()})
+        self._say({"seconds": seconds, "peak_mb": peak_bytes() / 1e6, **more, **after()})
 
     def _say(self, what: dict[str, Any]) -> None:
         print(json.dumps(what), file=self.out, flush=True)
@@ -180,16 +232,33 @@ class Teller:
         self.started = time.perf_counter()
 
 
-def tutelage_side(case: Case, work: Path, models: tuple[Path, Path], defaults: bool) -> None:
+def wait_for_device() -> None:
+    """Until what was started on a GPU is done."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def peak_bytes() -> int:
+    """Most memory so far: of the GPU where one is used, else of the process."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def tutelage_side(
+    case: Case, work: Path, models: tuple[Path, Path], defaults: bool, device: str
+) -> None:
     """`tutelage.train`."""
     import tutelage.trainer as trainer
     from tutelage import parse_config, train
 
     objective: dict[str, Any] = {"type": "top_k"} if defaults else {"type": "full"}
+    precision = "bfloat16" if case.half else "float32"
     config = parse_config(
         {
-            "student": {"path": str(models[0])},
-            "teacher": {"path": str(models[1])},
+            "student": {"path": str(models[0]), "device": device},
+            "teacher": {"path": str(models[1]), "device": device, "dtype": precision},
             "data": {
                 "prompts": str(work / "prompts.jsonl"),
                 "held_out": 0,
@@ -201,7 +270,11 @@ def tutelage_side(case: Case, work: Path, models: tuple[Path, Path], defaults: b
                 "max_new_tokens": case.new_tokens,
             },
             "objective": objective,
-            "optimizer": {"lr": 1e-6, "micro_batch_size": case.at_once},
+            "optimizer": {
+                "lr": 1e-6,
+                "micro_batch_size": case.at_once,
+                "precision": precision,
+            },
             "evaluation": {"every": 0, "teacher": 0},
             "run": {"dir": str(work / "run"), "steps": case.steps + 1, "save_every": 0},
         }
@@ -253,28 +326,38 @@ def bare(models: Any, size: int, rollouts: list[Any]) -> float:
     seconds = 0.0
     for part in micro_batches(models, rollouts, size):
         batch = part.batch
+        wait_for_device()
         clock = time.perf_counter()
-        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        mask = batch.loss_mask.to(student.device)
+        inputs = {
+            "input_ids": batch.input_ids.to(student.device),
+            "attention_mask": batch.attention_mask.to(student.device),
+        }
         with torch.no_grad():
             states = teacher.base_model(**inputs, use_cache=False).last_hidden_state
-            teacher.get_output_embeddings()(states[batch.loss_mask])
-        states = student.base_model(**inputs, use_cache=False).last_hidden_state
-        logits = student.get_output_embeddings()(states[batch.loss_mask])
+            teacher.get_output_embeddings()(states[mask])
+        with models.student._as_set():
+            states = student.base_model(**inputs, use_cache=False).last_hidden_state
+            logits = student.get_output_embeddings()(states[mask])
         logits.backward(torch.full_like(logits, 1e-3))
+        wait_for_device()
         seconds += time.perf_counter() - clock
     for parameter, gradient in zip(student.parameters(), kept, strict=True):
         parameter.grad = gradient
     return seconds
 
 
-def trl_side(case: Case, work: Path, models: tuple[Path, Path], defaults: bool) -> None:
+def trl_side(
+    case: Case, work: Path, models: tuple[Path, Path], defaults: bool, device: str
+) -> None:
     """TRL's stable trainer; it has no groups, so a prompt stands in its data as often."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import DistillationConfig, DistillationTrainer
 
     student, teacher = (
-        AutoModelForCausalLM.from_pretrained(m, dtype=torch.float32) for m in models
+        AutoModelForCausalLM.from_pretrained(m, dtype=d)
+        for m, d in zip(models, (torch.float32, _teacher_type(case)), strict=True)
     )
     tokenizer = AutoTokenizer.from_pretrained(models[0], padding_side="left")
     rows = [json.loads(line) for line in (work / "prompts.jsonl").read_text().splitlines()]
@@ -299,8 +382,8 @@ def trl_side(case: Case, work: Path, models: tuple[Path, Path], defaults: bool) 
             per_device_train_batch_size=case.at_once,
             gradient_accumulation_steps=case.prompts * case.group_size // case.at_once,
             max_steps=case.steps + 1,
-            bf16=False,
-            use_cpu=True,
+            bf16=case.half,
+            use_cpu=device == "cpu",
             report_to=[],
             save_strategy="no",
             disable_tqdm=True,
@@ -322,26 +405,35 @@ class Machine:
 
     flops: float
     bytes: float
+    half_flops: float | None = None
 
 
-def measure_machine() -> Machine:
-    """Rates of a large product in float32, and of reading memory by a product with a vector."""
-    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
-    big, vector = torch.randn(8192, 8192), torch.randn(8192)
+def measure_machine(device: str) -> Machine:
+    """Rates of large products in float32, on a GPU in bfloat16 too, and of reading memory."""
+    from tutelage.ops.products import linear
+
+    side, rows = (1024, 8192) if device == "cpu" else (8192, 32_768)
+    a, b = torch.randn(2, side, side, device=device)
+    big, vector = torch.randn(rows, rows, device=device), torch.randn(rows, device=device)
 
     def rate(work: float, call: Callable[[], object]) -> float:
         call()
         seconds = []
         for _ in range(7):
+            wait_for_device()
             clock = time.perf_counter()
             call()
+            wait_for_device()
             seconds.append(time.perf_counter() - clock)
         return work / median(seconds)
 
-    from tutelage.ops.products import linear
-
-    products = max(rate(2 * 1024**3, lambda: a @ b), rate(2 * 1024**3, lambda: linear(a, b)))
-    return Machine(products, rate(4 * 8192**2, lambda: big @ vector))
+    work = 2 * side**3
+    products = max(rate(work, lambda: a @ b), rate(work, lambda: linear(a, b)))
+    halved = None
+    if device != "cpu":
+        c, d = a.bfloat16(), b.bfloat16()
+        halved = rate(work, lambda: c @ d)
+    return Machine(products, rate(4 * rows**2, lambda: big @ vector), halved)
 
 
 def floor(case: Case, step: dict[str, Any], machine: Machine) -> dict[str, float]:
@@ -350,24 +442,27 @@ def floor(case: Case, step: dict[str, Any], machine: Machine) -> dict[str, float
     Weights of the layers count 2 FLOPs a token in a forward pass and 4 in the backward; the head
     likewise, at the N scored tokens alone; attention is left out. Prompts are prefilled once each
     and read again in scoring and update. A decoding step needs its arithmetic, and has to read
-    every weight once. AdamW reads and writes 7 numbers a weight.
+    every weight once. AdamW reads and writes 7 numbers a weight. Where layers compute in bfloat16
+    they and the teacher's head take that rate and 2 bytes a weight; the student's head stays.
     """
 
-    def shape(model: tuple[int, int] | None) -> tuple[int, int]:
-        width, layers = model or (576, 30)
-        per_layer = 4 * width**2 + 9 * width**2 if model else 3_540_096
-        return layers * per_layer, width * case.vocabulary
+    def shape(model: Shape | None) -> tuple[int, int]:
+        if model is None:
+            return 30 * 3_540_096, 576 * case.vocabulary
+        return model.body, model.width * case.vocabulary
 
     student, student_head = shape(case.student)
     teacher, teacher_head = shape(case.teacher)
     tokens, read = step["tokens"], step["read"]
+    flops = machine.flops
+    layers = machine.half_flops if case.half and machine.half_flops else flops
     prefill = 2 * student * read / case.group_size
-    decode = 2 * (student + student_head) * tokens
-    reading = 4 * (student + student_head) * step["longest"]
-    rollout = prefill / machine.flops + max(decode / machine.flops, reading / machine.bytes)
+    decode = 2 * tokens * (student / layers + student_head / flops)
+    reading = ((2 if case.half else 4) * student + 4 * student_head) * step["longest"]
+    rollout = prefill / layers + max(decode, reading / machine.bytes)
     states = tokens + read
-    score = (2 * teacher * states + 2 * teacher_head * tokens) / machine.flops
-    update = (6 * student * states + 6 * student_head * tokens) / machine.flops
+    score = (2 * teacher * states + 2 * teacher_head * tokens) / layers
+    update = 6 * (student * states / layers + student_head * tokens / flops)
     optimizer = 4 * 7 * (student + student_head) / machine.bytes
     return {
         "rollout": rollout,
@@ -412,11 +507,10 @@ def hear(process: subprocess.Popen[str], log: Path) -> dict[str, Any]:
 def run_case(name: str, options: argparse.Namespace, folder: Path) -> dict[str, list[Any]]:
     """Steps of both sides, in an order that changes; the first one of each is left out."""
     case = CASES[name]
-    models = write_models(case, options.smollm2, folder)
+    models = write_models(case, options.smollm2, folder, options.device)
     write_prompts(case, models[0], folder / "prompts.jsonl")
     arguments = ["--cases", name, "--work", str(folder), "--models", *map(str, models)]
-    if options.defaults:
-        arguments.append("--defaults")
+    arguments += ["--device", options.device, *(["--defaults"] if options.defaults else [])]
     steps: dict[str, list[Any]] = {s: [] for s in options.sides}
     with ExitStack() as stack:
         running = {
@@ -450,6 +544,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=list("ABD"), choices=list(CASES))
     parser.add_argument("--smollm2", type=Path)
     parser.add_argument("--defaults", action="store_true")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
@@ -459,11 +554,13 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     if options.side:
         act = tutelage_side if options.side == "tutelage" else trl_side
-        act(CASES[options.cases[0]], options.work, tuple(options.models), options.defaults)
+        case = CASES[options.cases[0]]
+        act(case, options.work, tuple(options.models), options.defaults, options.device)
         return
     os.environ |= {"OMP_NUM_THREADS": str(options.threads), "HF_HUB_OFFLINE": "1"}
-    machine = measure_machine()
-    print(f"{machine.flops / 1e9:.0f} GFLOP/s, {machine.bytes / 1e9:.1f} GB/s")
+    machine = measure_machine(options.device)
+    halved = f", {machine.half_flops / 1e9:.0f} in bfloat16" if machine.half_flops else ""
+    print(f"{machine.flops / 1e9:.0f} GFLOP/s{halved}, {machine.bytes / 1e9:.1f} GB/s")
     rows = []
     for name in options.cases:
         with tempfile.TemporaryDirectory() as folder:

@@ -29,6 +29,8 @@ def performance(timings: Timings, tokens: int, padding: float) -> dict[str, floa
     # ru_maxrss is in kilobytes on Linux and in bytes on macOS.
     scale = 1 if sys.platform == "darwin" else 1024
     record["perf/peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+    if torch.cuda.is_initialized():
+        record["perf/peak_gpu_memory_bytes"] = torch.cuda.max_memory_allocated()
     return record
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 
 from tutelage.config import Config, parse_config
-from tutelage.errors import UsageError
+from tutelage.errors import MachineError, UsageError
 from tutelage.models.checkpoints import pin_models
+from tutelage.models.loading import choose_device
 from tutelage.models.local import LocalModel
 from tutelage.paths import usable_path
 from tutelage.ranks.group import Ranks
@@ -18,10 +19,10 @@ from tutelage.runs.directory import Run, environment
 
 
 def require_same_start(ranks: Ranks, config: Config, settings: Mapping[str, object]) -> None:
-    """Refuse ranks of other versions or settings, a prompts file that is too small for them.
+    """Refuse ranks of other versions or settings, shared GPUs, a step that cannot be dealt.
 
     Raises:
-        MachineError: versions differ.
+        MachineError: versions differ, or two ranks were given one GPU.
         UsageError: settings differ, or the step cannot be dealt.
     """
     if ranks.size == 1:
@@ -29,11 +30,30 @@ def require_same_start(ranks: Ranks, config: Config, settings: Mapping[str, obje
     found = environment()
     require_alike(ranks, {"python": found["python"], **found["versions"]}, "versions")
     require_alike(ranks, settings, "settings")
+    _require_own_gpus(ranks, config.student.device)
     count = config.rollout.prompts_per_step
     if count % ranks.size:
         error = UsageError(
             f"a step of rollout.prompts_per_step {count} cannot be dealt to {ranks.size} ranks "
             f"alike; set a multiple of {ranks.size}"
+        )
+        error.agreed = True
+        raise error
+
+
+def _require_own_gpus(ranks: Ranks, name: str) -> None:
+    # NCCL refuses a GPU of two ranks too, but in the middle of the first step and in other words.
+    device = choose_device(name, "student")
+    own = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
+    owners = dict[str, int]()
+    for rank, gpu in enumerate(ranks.gather_json(None if own is None else str(own.uuid))):
+        if gpu is None or gpu not in owners:
+            owners[gpu] = rank
+            continue
+        error = MachineError(
+            f"ranks {owners[gpu]} and {rank} were given one GPU on {ranks.hosts[rank]}: start as "
+            "many processes on a host as it has GPUs (--nproc-per-node), and leave student.device "
+            "at auto, which gives each its own; student.device: cpu trains without them"
         )
         error.agreed = True
         raise error

@@ -250,8 +250,8 @@ GROUPS: dict[str, tuple[Spec, ...]] = {
             id="memory",
             title="Peak memory",
             unit="bytes",
-            note="Of this process, or of the device.",
-            keys=(("perf/peak_memory_bytes", ""),),
+            note="Most so far, of this process and of its GPU.",
+            keys=(("perf/peak_memory_bytes", "process"), ("perf/peak_gpu_memory_bytes", "GPU")),
         ),
     ),
 }
