@@ -153,12 +153,12 @@ def _refused(config: Config, gpus: int, teacher_gpus: int) -> Iterator[str]:
     if isinstance(objective, TopK) and objective.support != "teacher":
         yield (
             f"objective.support {objective.support}: its teacher tells its own likely tokens "
-            "alone; use --objective.support teacher, or --objective.type sampled"
+            "alone; use --objective.support teacher, or --objective sampled"
         )
     if not isinstance(objective, Sampled | TopK):
         yield (
-            "objective.type full: its teacher tells its likely tokens alone; use top_k with "
-            "support teacher, or sampled"
+            "objective.type full: its teacher tells its likely tokens alone; use "
+            "--objective '{type: top_k, support: teacher}', or --objective sampled"
         )
     if getattr(objective.divergence, "ramp", None) is not None:
         yield "objective.divergence.ramp needs the teacher's whole distribution; leave it out"
