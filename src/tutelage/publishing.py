@@ -13,7 +13,7 @@ import yaml
 
 from tutelage.config import Config, ModelConfig, StudentConfig
 from tutelage.config.base import Section
-from tutelage.errors import MachineError, ServerError, UsageError
+from tutelage.errors import MachineError, ServerError, UsageError, first_line
 from tutelage.metrics import Record
 from tutelage.models.average import FILE as AVERAGE
 from tutelage.models.checkpoints import HUB_ID, is_hub_id
@@ -187,8 +187,7 @@ def push(run: str | Path, repository: str, *, public: bool = False) -> str:
     except LocalTokenNotFoundError:
         raise MachineError("nobody is logged in to the hub here; run hf auth login") from None
     except Exception as error:  # a network fails in every way
-        lines = str(error).strip().splitlines() or [repr(error)]
-        raise ServerError(f"{repository} was not uploaded: {lines[0]}") from None
+        raise ServerError(f"{repository} was not uploaded: {first_line(error)}") from None
 
 
 def _link(source: Path, target: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from tutelage.config import LocalModelConfig, PromptFormat
 from tutelage.config.base import AnySection, Section
-from tutelage.errors import ServerError, UsageError
+from tutelage.errors import ServerError, UsageError, first_line
 from tutelage.paths import usable_path
 
 _WEIGHTS = "model*.safetensors"  # what transformers loads; optimizer states stand beside it
@@ -240,7 +240,7 @@ def locate(path: str, role: str, revision: str | None = None) -> Path:
     except HfHubHTTPError as error:  # not there, private, gated
         raise UsageError(
             f"{role} model: there is no directory {path}, and the hub refuses {wanted}: "
-            f"{_first_line(error)}"
+            f"{first_line(error)}"
         ) from None
     except HFValidationError as error:
         raise UsageError(f"{role} model: {path} is no directory and no hub id: {error}") from None
@@ -249,7 +249,7 @@ def locate(path: str, role: str, revision: str | None = None) -> Path:
             raise
         raise ServerError(
             f"{role} model: there is no directory {path}, {wanted} is not (wholly) in the local "
-            f"cache, and the hub cannot be reached ({_first_line(error)}). Fetch it where there is "
+            f"cache, and the hub cannot be reached ({first_line(error)}). Fetch it where there is "
             f"a network (hf download {path}) and give its directory, or correct the path"
         ) from None
 
@@ -319,8 +319,3 @@ def _with_models(
         name: changed(prefix + name, getattr(section, name)) for name in type(section).model_fields
     }
     return section.model_copy(update=updates)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else repr(error)

@@ -19,7 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from tutelage.config import LocalModelConfig, Reference, StudentConfig
-from tutelage.errors import MachineError, UsageError
+from tutelage.errors import MachineError, UsageError, first_line
 from tutelage.models import lora
 from tutelage.models.anatomy import quiet_transformers, stop_ids
 from tutelage.models.checkpoints import open_folder
@@ -63,7 +63,7 @@ def load_model(settings: LocalModelConfig, role: str) -> LocalModel:
             )
     except Exception as error:  # damaged files surface in every way
         raise UsageError(
-            f"{role} model {settings.path} cannot be loaded: {_first_line(error)}"
+            f"{role} model {settings.path} cannot be loaded: {first_line(error)}"
         ) from None
     model, loading = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)
     if mismatched := sorted(loading["mismatched_keys"]):
@@ -116,7 +116,7 @@ def require_decodable(local: LocalModel, name: str) -> None:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise UsageError(
-            f"{name} is a {kind}, which cannot be decoded here ({_first_line(error)}): sampling "
+            f"{name} is a {kind}, which cannot be decoded here ({first_line(error)}): sampling "
             "keeps the past in a transformers cache, row by row; use a model that has one"
         ) from None
     # Weights that are NaN are the guards' affair, once a step shows them.
@@ -251,7 +251,7 @@ def choose_device(name: str, role: str) -> torch.device:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise MachineError(
-            f"{role}.device {name} cannot be used: {_first_line(error)}; use device: auto"
+            f"{role}.device {name} cannot be used: {first_line(error)}; use device: auto"
         ) from None
     return device
 
@@ -274,14 +274,9 @@ def load_tokenizer(settings: LocalModelConfig, role: str) -> PreTrainedTokenizer
     except Exception as error:  # damaged files surface in every way
         raise UsageError(
             f"{role} model: {settings.path} has no tokenizer that can be loaded "
-            f"({_first_line(error)}); "
+            f"({first_line(error)}); "
             "save one next to the weights"
         ) from None
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else repr(error)
 
 
 def stop_ids_of_folder(
@@ -306,6 +301,6 @@ def stop_ids_of_folder(
                 generation = GenerationConfig.from_model_config(config)
     except Exception as error:  # damaged files surface in every way
         raise UsageError(
-            f"{role} model {settings.path} cannot be read: {_first_line(error)}"
+            f"{role} model {settings.path} cannot be read: {first_line(error)}"
         ) from None
     return stop_ids(generation, config, tokenizer)

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tutelage.config import LoRA, StudentConfig
-from tutelage.errors import MachineError, UsageError
+from tutelage.errors import MachineError, UsageError, first_line
 
 WEIGHTS = "adapter_model.safetensors"
 _NAME = "default"  # peft's own name of the only adapter
@@ -91,10 +91,9 @@ def merge_adapter(model: PreTrainedModel, folder: Path, role: str) -> PreTrained
             adapter = _peft().PeftModel.from_pretrained(model, folder, torch_device="cpu")
             return cast(PreTrainedModel, adapter.merge_and_unload(safe_merge=True))
         except Exception as error:  # peft trips over a damaged config in every way
-            lines = str(error).strip().splitlines() or [repr(error)]
             raise UsageError(
                 f"{role} model: the adapter {folder} cannot be merged into its base model: "
-                f"{lines[0]}"
+                f"{first_line(error)}"
             ) from None
 
 

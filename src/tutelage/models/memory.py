@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import torch
 
-from tutelage.errors import MachineError
+from tutelage.errors import MachineError, first_line
 
 Result = TypeVar("Result")
 
@@ -27,7 +27,7 @@ def halve_until_it_fits(
         except Exception as error:
             if not out_of_memory(error):
                 raise
-            reason = str(error).strip().split("\n")[0][:200]
+            reason = first_line(error)[:200]
         # Only here, since the error keeps the tensors of every frame that it passed.
         if size <= 1:
             raise MachineError(f"memory does not hold a single rollout ({reason}). {advice}")
@@ -51,7 +51,7 @@ def whole_or_told(work: Callable[[int], Result], size: int) -> Result:
     except Exception as error:
         if not out_of_memory(error):
             raise
-        reason = str(error).strip().split("\n")[0][:200]
+        reason = first_line(error)[:200]
     raise MachineError(
         f"memory does not hold {size} rollouts ({reason}). Under distributed fsdp2 a step is not "
         "taken again in smaller parts: lower optimizer.micro_batch_size, which --resume takes with "

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tutelage.errors import MachineError, UsageError
+from tutelage.errors import MachineError, UsageError, first_line
 from tutelage.paths import usable_path
 
 Vectors = npt.NDArray[np.float32]
@@ -132,9 +132,8 @@ def _loaded(name: str, load: Callable[[], Any]) -> Any:
     try:
         return load()
     except Exception as error:  # damaged folders surface in every way
-        reason = (str(error) or repr(error)).splitlines()[0]
         raise UsageError(
-            f"the encoder {name} cannot be loaded ({reason}); "
+            f"the encoder {name} cannot be loaded ({first_line(error)}); "
             f"give the folder of a sentence-transformers or model2vec model, {_OFFLINE}"
         ) from None
 
