@@ -171,8 +171,9 @@ def evaluate_model(
         raise UsageError(
             "eval needs a verifier: --verifier exact, numeric, math, pattern:REGEX or function:PATH"
         )
+    role = "evaluated"
     loaded: Teacher = (
-        load_model(model, "model") if model.server is None else load_served_teacher(model, "model")
+        load_model(model, role) if model.server is None else load_served_teacher(model, role)
     )
     rendered, dropped = render(
         prompts, loaded.tokenizer, model, data.max_prompt_tokens, data.use_chat_template, "model"
@@ -184,7 +185,7 @@ def evaluate_model(
     with workers_of(engine or LocalEngine(), "student", tell=tell) as map_units:
         sampler: Sampler = loaded
         if isinstance(loaded, LocalModel):
-            sampler = SharedSampler(loaded, model, "model", map_units)
+            sampler = SharedSampler(loaded, model, role, map_units)
         evaluation = evaluate(sampler, rendered, verify, params, samples=samples, seed=seed)
     record = evaluation.record(ks)
     record["rollout/length"] = fmean(len(r.completion_ids) for r in evaluation.rollouts)

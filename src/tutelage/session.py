@@ -162,7 +162,7 @@ def prepare(config: Config, student_path: str | None = None) -> Session:
             view = [p.for_teacher() if role == "teacher" else p for p in everything]
             require_context(model, role, max(len(p.ids) for p in view), new_tokens, setting)
     notes = [
-        *_notes_on_prompts(config, read, too_long),
+        *_notes_on_prompts(config, read, len(held_out), too_long),
         *_notes_on_models(config, roles),
         *_notes_on_servers(config),
     ]
@@ -274,12 +274,21 @@ def _connect(config: Config, models: Models) -> tuple[Sampler, dict[str, Server 
 
 
 def _notes_on_prompts(
-    config: Config, read: Mapping[str, LoadedPrompts], too_long: Sequence[int]
+    config: Config, read: Mapping[str, LoadedPrompts], held_out: int, too_long: Sequence[int]
 ) -> list[dict[str, Any]]:
     notes: list[dict[str, Any]] = [
         {"kind": "prompts_read", "source": source, "text": f"{source}: {loaded.layout}"}
         for source, loaded in read.items()
     ]
+    if config.data.eval_prompts is None and held_out < config.data.held_out:
+        notes.append(
+            {
+                "kind": "held_out_halved",
+                "held_out": held_out,
+                "text": f"{held_out} prompts are held out, half of all, where data.held_out asks "
+                f"for {config.data.held_out}",
+            }
+        )
     if any(too_long):
         limit = config.data.max_prompt_tokens
         notes.append(

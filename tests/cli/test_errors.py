@@ -54,6 +54,8 @@ def test_empty_prompts_file(base, capsys, tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
     returned = train(base | {"data.prompts": str(tmp_path / "empty.jsonl")})
     refused(capsys, 4, ["empty.jsonl has no rows"], returned)
+    returned = train(base | {"data.prompts": str(tmp_path)})
+    refused(capsys, 4, ["is a directory"], returned)
 
 
 def test_a_row_without_a_prompt_is_named_by_its_line(base, capsys, tmp_path):
@@ -135,6 +137,9 @@ def test_a_parquet_file_that_is_none(base, capsys, tmp_path):
         ),
         ("student.path", "[" * 5000, "--student.path is nested too deeply"),
         ("run.seed", "1" * 5000, "--run.seed is not YAML"),
+        ("lr", "1", "lr does not exist. Did you mean optimizer.lr or cold_start.lr?"),
+        ("rollouts", "1", "rollouts does not exist. Did you mean 'rollout'?"),
+        ("teacher", "me/model", "A model is written teacher: {path: me/model}"),
     ],
 )
 def test_bad_settings_name_the_field(base, capsys, key, value, expected):
@@ -152,7 +157,7 @@ def test_a_section_that_is_no_mapping(base, capsys, tmp_path):
     returned = train(base, "-c", str(tmp_path / "run.yaml"))
     refused(capsys, 2, ["sets a part of data, which is 3"], returned)
     returned = main(["train", "-c", str(tmp_path / "run.yaml")])
-    refused(capsys, 2, ["run.yaml: ", "data: ", "got 3"], returned)
+    refused(capsys, 2, ["run.yaml: ", "data: ", "as in {prompts: ...}, got 3"], returned)
 
 
 def test_dates_and_clock_times_are_text(base, capsys):
@@ -209,6 +214,11 @@ def test_yaml_cannot_make_objects(base, capsys, tmp_path):
 
 def test_a_missing_config_file(base, capsys):
     refused(capsys, 2, ["cannot read config nowhere.yaml"], train(base, "-c", "nowhere.yaml"))
+
+
+def test_settings_that_were_not_given(capsys):
+    refused(capsys, 2, ["-c run.yaml", "tutelage init"], main(["train"]))
+    refused(capsys, 2, ["write -c run.yaml"], main(["train", "run.yaml"]))
 
 
 def test_a_flag_without_a_value(base, capsys):
@@ -342,6 +352,8 @@ def test_resume_where_something_else_is(base, capsys):
     Path(base["run.dir"]).mkdir()
     (Path(base["run.dir"]) / "thesis.txt").write_text("precious")
     refused(capsys, 2, ["no run directory"], train(base, "--resume"))
+    refused(capsys, 2, ["no run directory", "another directory"], train(base, "--overwrite"))
+    refused(capsys, 2, ["is a file"], train(base | {"run.dir": base["data.prompts"]}))
 
 
 def test_resume_without_a_valid_checkpoint(base, capsys):

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Hashable, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -107,6 +108,11 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     Raises:
         UsageError: naming the file, the field and what is allowed.
     """
+    if path is None and not overrides:
+        raise UsageError(
+            "no settings were given: -c run.yaml names a file of them, which tutelage init writes "
+            "for two models and a file of prompts"
+        )
     tree: dict[str, Any] = {}
     if path is not None:
         try:
@@ -228,8 +234,10 @@ def _pairs(words: Sequence[str]) -> list[tuple[str, Any]]:
     while rest:
         word = rest.pop(0)
         if not word.startswith("--") or len(word) == 2:
+            file = word.endswith((".yaml", ".yml"))
             raise UsageError(
-                f"unexpected argument {word!r}; settings are written --section.key value"
+                f"unexpected argument {word!r}; "
+                + (f"write -c {word}" if file else "settings are written --section.key value")
             )
         key, equals, value = word[2:].partition("=")
         if not equals:
@@ -267,11 +275,11 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _explain(fault: ErrorDetails, root: type[Section]) -> str:
-    path, siblings = _field_path(fault["loc"], root)
+    path, siblings, inside = _field_path(fault["loc"], root)
     where = ".".join(path)
     kind, context = fault["type"], fault.get("ctx", {})
     if kind == "extra_forbidden":
-        return f"{where} does not exist. {did_you_mean(path[-1], siblings)}"
+        return f"{where} does not exist. {_meant(path, siblings, root)}"
     if kind == "missing":
         return f"{where} is missing; it has no default"
     if kind == "union_tag_not_found":
@@ -281,7 +289,12 @@ def _explain(fault: ErrorDetails, root: type[Section]) -> str:
         if where == "objective" and tag in ESTIMATORS_THAT_DO_NOT_DISTIL:
             return f"objective.type {tag!r} does not distil: {ESTIMATORS_THAT_DO_NOT_DISTIL[tag]}"
         expected = str(context.get("expected_tags", "")).replace("'", "").split(", ")
-        return f"{where}.type {tag!r} does not exist. {did_you_mean(tag, expected)}"
+        models = {s.__name__ for s in inside} & set(expected)  # what has no type, but a path
+        told = f"{where}.type {tag!r} does not exist. {did_you_mean(tag, {*expected} - models)}"
+        return f"{told} A model is written {where}: {{path: {tag}}}" if models else told
+    if kind == "model_type" and inside:
+        given, first = redacted(repr(fault["input"])), _first_key(inside[0])
+        return f"{where}: it has keys of its own, as in {{{first}: ...}}, got {given}"
     prefix = f"{where}: " if where else ""
     if kind == "value_error":
         return f"{prefix}{context['error']}"
@@ -289,8 +302,26 @@ def _explain(fault: ErrorDetails, root: type[Section]) -> str:
     return f"{prefix}{fault['msg'][0].lower()}{fault['msg'][1:]}, got {given}"
 
 
-def _field_path(location: tuple[int | str, ...], root: type[Section]) -> tuple[list[str], set[str]]:
-    """A fault's place as dotted keys, and the keys that exist there.
+def _meant(path: Sequence[str], siblings: set[str], root: type[Section]) -> str:
+    """A suggestion for a key that does not exist: a similar one, or settings of that name."""
+    name = path[-1]
+    if len(path) == 1 and not get_close_matches(name, siblings):
+        found = [key for key in config_keys(root) if key.endswith(f".{name}")]
+        if found:
+            return f"Did you mean {' or '.join(sorted(found, key=len)[:3])}?"
+    return did_you_mean(name, siblings)
+
+
+def _first_key(section: type[Section]) -> str:
+    """The key that a section cannot do without, or its first one."""
+    fields = section.model_fields
+    return next((name for name, info in fields.items() if info.is_required()), next(iter(fields)))
+
+
+def _field_path(
+    location: tuple[int | str, ...], root: type[Section]
+) -> tuple[list[str], set[str], list[type[Section]]]:
+    """A fault's place as dotted keys, the keys that exist there, and the sections it may hold.
 
     pydantic's location also names the branches of unions that it took; they are
     no keys, and serve only to know which section the rest is in.
@@ -317,7 +348,7 @@ def _field_path(location: tuple[int | str, ...], root: type[Section]) -> tuple[l
         elif not part.startswith("literal["):
             path.append(part)
             inside = []
-    return path, known
+    return path, known, inside
 
 
 def _tag(section: type[Section]) -> object:

@@ -108,7 +108,7 @@ class DataConfig(Section):
     eval_prompts: str | None = None
     """Held-out prompts, in the same forms."""
     held_out: NonNegativeInt = 64
-    """Without eval_prompts: this many prompts are set aside for evaluation."""
+    """Without eval_prompts: this many prompts are set aside for evaluation, half of all at most."""
     max_prompt_tokens: PositiveInt = 1024
     """Longer prompts are dropped and counted."""
     use_chat_template: bool = True

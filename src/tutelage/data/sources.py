@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
-from tutelage.errors import DataError, MachineError, ServerError, UsageError, did_you_mean
+from tutelage.errors import (
+    DataError,
+    MachineError,
+    ServerError,
+    UsageError,
+    did_you_mean,
+    first_line,
+)
 from tutelage.paths import usable_path
 
 REASONING_GYM = "reasoning_gym:"
@@ -50,6 +57,8 @@ def stream_rows(source: str) -> Iterator[Row]:
         yield from _from_hub(source)
     else:
         path = usable_path(source, "prompts file", DataError)
+        if path.is_dir():
+            raise DataError(f"prompts {source} is a directory; give the file in it")
         if not path.is_file():
             raise DataError(f"there is no prompts file {source}{_meant_for_the_hub(source)}")
         yield from _from_file(path)
@@ -183,21 +192,17 @@ def _from_hub(source: str) -> list[Row]:
         dataset = datasets.load_dataset(name, config, split=split, revision=commit)
     except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError) as error:
         raise DataError(
-            f"{source}: the hub shows no such dataset ({_first_line(error)}); check its name and "
+            f"{source}: the hub shows no such dataset ({first_line(error)}); check its name and "
             "commit, and for a gated one accept its terms and log in with `hf auth login`"
         ) from None
     except OSError as error:  # no network, time-outs, answers of the server
         raise ServerError(
-            f"{source}: the hub cannot be reached ({_first_line(error)}); go online, or give a "
+            f"{source}: the hub cannot be reached ({first_line(error)}); go online, or give a "
             f"downloaded {_FILES} file"
         ) from None
     except (ValueError, datasets.exceptions.DatasetsError) as error:  # split, config, contents
-        raise DataError(f"{source} cannot be loaded: {_first_line(error)}") from None
+        raise DataError(f"{source} cannot be loaded: {first_line(error)}") from None
     return [(f"{source}, row {i}", row) for i, row in enumerate(dataset, 1)]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _meant_for_the_hub(source: str) -> str:

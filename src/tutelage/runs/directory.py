@@ -141,15 +141,15 @@ def reserve_run(path: str | Path, *, overwrite: bool = False) -> Run:
             "points to; give the directory itself, or another name"
         )
     if folder.exists() and (not folder.is_dir() or _contents(folder)):
+        if not folder.is_dir() or not (folder / "config.yaml").exists():
+            what = "is no run directory (it has no config.yaml)" if folder.is_dir() else "is a file"
+            raise UsageError(
+                f"{folder} exists and {what}, so no run may replace it; choose another directory"
+            )
         if not overwrite:
             raise UsageError(
                 f"run directory {folder} exists; continue it with --resume, replace it with "
                 "--overwrite, or choose another directory"
-            )
-        if not folder.is_dir() or not (folder / "config.yaml").exists():
-            raise UsageError(
-                f"{folder} is no run directory (it has no config.yaml), so --overwrite will not "
-                "delete it; choose another directory"
             )
     return Run(folder)
 
