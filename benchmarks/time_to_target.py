@@ -1,6 +1,6 @@
 """Seconds of training until a student is good, with tutelage and with TRL.
 
-    pip install trl==1.16.0 datasets accelerate   # in an environment with tutelage
+    pip install trl==1.16.0 datasets accelerate   # in an environment with tutelage[verify]
     python benchmarks/time_to_target.py --task embedded --output out
     python recipes/smollm2/prepare.py models
     python benchmarks/time_to_target.py --task smollm2 --models models --output out
@@ -100,8 +100,8 @@ class Target:
             self.student, self.teacher = models / "smollm2", models / "smollm2-arithmetic"
             size = task.prompts_per_step * task.steps
             rows = "reasoning_gym:chain_sum?size={}&seed={}&max_terms=3&max_digits=2"
-            self.training = load_prompts(rows.format(size, seed)).prompts
-            self.held_out = load_prompts(rows.format(task.held_out, 999)).prompts
+            self.training = load_prompts(rows.format(size, seed))
+            self.held_out = load_prompts(rows.format(task.held_out, 999))
         self.judge = load_model(ModelConfig(path=str(self.teacher)), "teacher")
         self.held, _ = render(self.held_out, self.judge.tokenizer, PromptFormat(), 1024)
         if name == "embedded":

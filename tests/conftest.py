@@ -18,6 +18,7 @@ install_import_hook("tutelage.ops", "typechecker.check")
 import pytest
 import torch
 
+from elsewhere import elsewhere
 from helpers import save_tiny_pair
 
 torch.set_num_threads(1)
@@ -33,10 +34,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--chaos-seed", type=int, default=1, help="when and where the chaos run is killed"
     )
     parser.addoption(
+        "--elsewhere",
+        action="store_true",
+        help="models go to a pretended device, so that tensors left on the CPU are found",
+    )
+    parser.addoption(
         "--screenshots",
         default=str(Path(__file__).parents[1] / "build" / "screenshots"),
         help="folder for pictures of the pages that tests open in a browser",
     )
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(request: pytest.FixtureRequest) -> Iterator[None]:
+    if not request.config.getoption("--elsewhere"):
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch, elsewhere(patch):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -388,7 +388,7 @@ def _statistics(
     else:
         table, full = token_statistics(p, q, sampled, k), q
     own = models.student.stop_ids
-    ended = last[rows] & torch.isin(sampled, torch.tensor(sorted(own))).cpu()
+    ended = last[rows] & torch.isin(batch.targets[rows], torch.tensor(sorted(own)))
     table |= stop_masses(p, full, last[rows], models.stop_ids)
     table |= own_stops(p, full, table["reward/mean"], ended, own)
     drift = table["student_logprob"].cpu() - batch.sampling_logprobs[rows]
