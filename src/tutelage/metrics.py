@@ -39,7 +39,6 @@ def token_statistics(student: Tensor, teacher: Tensor, sampled: Tensor, k: int) 
     teacher_ids, teacher_tie = _top_k(teacher, k)
     common = overlap.shared(student_ids, teacher_ids)
     p, q = student.gather(-1, student_ids), teacher.gather(-1, student_ids)
-    pooled, pairs = overlap.overlap_advantage_unnormalised(p, q, common)
     # One pass for the probabilities of each side and one for the difference serve four metrics.
     probs_student, probs_teacher = student.exp(), teacher.exp()
     entropy_student = logprobs.entropy_of(probs_student, student)
@@ -48,13 +47,7 @@ def token_statistics(student: Tensor, teacher: Tensor, sampled: Tensor, k: int) 
     student_logprob = logprobs.gather(student, sampled)
     teacher_logprob = logprobs.gather(teacher, sampled)
     return {
-        "overlap/ratio": overlap.overlap_ratio(common),
-        "overlap/advantage": overlap.overlap_advantage(p, q, common),
-        "overlap/advantage_unnormalised": pooled,
-        "overlap/pairs": pairs,
-        "overlap/mass_student": overlap.shared_mass(p, common),
-        "overlap/mass_teacher": overlap.shared_mass(q, common),
-        "overlap/empty_fraction": (~common.any(-1)).float(),
+        **_overlap(p, q, common),
         "overlap/near_ties": (student_tie | teacher_tie).float(),
         "entropy/student": entropy_student,
         "entropy/teacher": entropy_teacher,
@@ -65,6 +58,24 @@ def token_statistics(student: Tensor, teacher: Tensor, sampled: Tensor, k: int) 
         **divergence_monitors(student_logprob, teacher_logprob),
         "student_logprob": student_logprob,
         "teacher_logprob": teacher_logprob,
+    }
+
+
+def _overlap(student: Tensor, teacher: Tensor, common: Tensor) -> TokenTable:
+    """Overlap of N states, from both sides' log-probabilities [N, k] of the student's top k.
+
+    `common`, bool [N, k], says which of these are in the teacher's top k too; the teacher's values
+    of the others are not read.
+    """
+    pooled, pairs = overlap.overlap_advantage_unnormalised(student, teacher, common)
+    return {
+        "overlap/ratio": overlap.overlap_ratio(common),
+        "overlap/advantage": overlap.overlap_advantage(student, teacher, common),
+        "overlap/advantage_unnormalised": pooled,
+        "overlap/pairs": pairs,
+        "overlap/mass_student": overlap.shared_mass(student, common),
+        "overlap/mass_teacher": overlap.shared_mass(teacher, common),
+        "overlap/empty_fraction": (~common.any(-1)).float(),
     }
 
 
@@ -89,16 +100,7 @@ def served_statistics(student: Tensor, teacher: TokenScores, sampled: Tensor, k:
         # Only shared tokens are read, and those the server listed.
         q = torch.where(same, values[:, :k].unsqueeze(-2), -torch.inf).amax(-1)
         q = torch.where(common, q, p)
-        pooled, pairs = overlap.overlap_advantage_unnormalised(p, q, common)
-        table = {
-            "overlap/ratio": overlap.overlap_ratio(common),
-            "overlap/advantage": overlap.overlap_advantage(p, q, common),
-            "overlap/advantage_unnormalised": pooled,
-            "overlap/pairs": pairs,
-            "overlap/mass_student": overlap.shared_mass(p, common),
-            "overlap/mass_teacher": overlap.shared_mass(q, common),
-            "overlap/empty_fraction": (~common.any(-1)).float(),
-        }
+        table = _overlap(p, q, common)
         if ids.shape[-1] > k:
             tie = values[:, k - 1] - values[:, k] < NEAR_TIE
             table["overlap/near_ties"] = (student_tie | tie).float()
