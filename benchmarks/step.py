@@ -105,14 +105,14 @@ CASES = {
     "E": Case("SmolLM2-135M <- itself, 512-token prompts", 4, 32, 4, 512, steps=3, at_once=4),
     "F": Case(
         "shapes of Qwen3-0.6B <- 1.7B, V 151,936",
-        64,
-        256,
+        32,
+        128,
         prompt_tokens=100,
         student=Shape(1024, 28, 3072, 16, 8, 128),
         teacher=Shape(2048, 28, 6144, 16, 8, 128),
         vocabulary=151_936,
         steps=4,
-        at_once=16,
+        at_once=8,
         half=True,
     ),
 }
@@ -153,6 +153,9 @@ def _random_model(
     with torch.device(device):  # where random numbers are drawn fast
         model = random_qwen3(shape, case.vocabulary, seed, eos=1)
     model.to(dtype).save_pretrained(folder)
+    del model
+    if device == "cuda":
+        torch.cuda.empty_cache()  # the sides need it
     return folder
 
 

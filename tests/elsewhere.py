@@ -32,9 +32,9 @@ class Elsewhere(TorchFunctionMode):
         given = _tensors((args, kwargs))
         asked = [d for d in map(_as_device, tree_leaves((args, kwargs))) if d is not None]
         there = any(_place(t) == "there" for t in given)
-        if there and any(_place(t) == "here" and t.dim() for t in given):
-            if not _may_meet(name, args):
-                raise RuntimeError(f"{name}: tensors on {DEVICE} and on the CPU in one operation")
+        here = any(_place(t) == "here" and t.dim() for t in given)
+        if there and here and not _may_meet(name, args):
+            raise RuntimeError(f"{name}: tensors on {DEVICE} and on the CPU in one operation")
         if there and name in ("numpy", "__array__"):
             raise TypeError(f"a tensor on {DEVICE} is no array; copy it with .cpu() first")
         if asked:

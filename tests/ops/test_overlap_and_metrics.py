@@ -89,6 +89,14 @@ def test_near_ties_at_the_boundary_are_counted():
 def test_ties_go_to_the_lower_id():
     scores = torch.tensor([[1.0, 3.0, 2.0, 2.0, 2.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
     assert [sorted(row) for row in top_k_ids(scores, 3).tolist()] == [[1, 2, 3], [0, 1, 2]]
+    generator = torch.Generator().manual_seed(0)
+    for width in range(1, 40):
+        scores = torch.randint(0, 5, (7, width), generator=generator).float()
+        scores[:, :: 3 + width % 2] = -torch.inf
+        order = scores.sort(dim=-1, descending=True, stable=True).indices
+        for k in range(1, width + 1):
+            found = top_k_ids(scores, k).sort(-1).values
+            assert torch.equal(found, order[:, :k].sort(-1).values)
 
 
 def test_supports_equal_set_arithmetic_without_duplicates():

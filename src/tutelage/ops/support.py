@@ -29,8 +29,14 @@ def top_k_ids(scores: Float[Tensor, "N V"], k: int) -> Int[Tensor, "N K"]:
     else:  # the one that follows is as large as the last of them
         tied = (values[:, k] >= values[:, k - 1]).nonzero().squeeze(-1)
     if len(tied):
-        # A stable sort of the tied rows alone: they are few outside bf16.
-        ids[tied] = scores[tied].sort(dim=-1, descending=True, stable=True).indices[:, :k]
+        # Of those as large as the k-th the lowest ids; in bf16 nearly every row has some, and
+        # sorting whole rows would take longer than all else.
+        last, places = values[tied, k - 1 : k], torch.arange(k, device=scores.device)
+        falling = torch.arange(width, 0, -1, dtype=torch.float32, device=scores.device)
+        equal = falling.where(scores[tied] == last, 0.0).topk(k).indices
+        larger = (values[tied, :k] > last).sum(-1, keepdim=True)
+        filled = equal.gather(-1, (places - larger).clamp_min(0))
+        ids[tied] = torch.where(places < larger, ids[tied], filled)
     return ids
 
 
