@@ -774,8 +774,9 @@ def main() -> int:
             junk = shutil.ignore_patterns("__pycache__")
             shutil.copytree(ROOT / folder, tree / folder, ignore=junk)
         tests = sorted({guard.test for guard in guards})
-        if (untouched := _run(tree, *tests)) != 0:
-            print(f"the tests fail without any change (pytest ends with {untouched}): {tests}")
+        untouched, told = _run(tree, *tests)
+        if untouched != 0:
+            print(f"the tests fail without any change (pytest ends with {untouched}):\n{told}")
             return 1
         for guard in guards:
             source = _source(tree, guard)
@@ -783,7 +784,7 @@ def main() -> int:
             changed = whole.replace(guard.text, guard.instead)
             source.write_text(changed)
             started = time.monotonic()
-            code = _run(tree, guard.test, "-x", "--timeout=200")
+            code, _ = _run(tree, guard.test, "-x", "--timeout=200")
             source.write_text(whole)
             word = {0: "SURVIVED", 1: "noticed"}.get(code, f"pytest {code}")
             survivors += code != 1
@@ -800,12 +801,13 @@ def _source(tree: Path, guard: Guard) -> Path:
     return tree / "src" / "tutelage" / guard.file
 
 
-def _run(tree: Path, *words: str) -> int:
+def _run(tree: Path, *words: str) -> tuple[int, str]:
+    """How pytest ends, and its last words."""
     paths = [f"tests/{word}" if "::" in word else word for word in words]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *paths]
     environment = {**os.environ, "PYTHONPATH": str(tree / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
-    return done.returncode
+    return done.returncode, done.stdout[-3000:]
 
 
 if __name__ == "__main__":
