@@ -21,6 +21,11 @@ def power(held: int, unit: int) -> tuple[int, int]:
     return unit**held, os.getpid()
 
 
+def takes_a_while(held: int, unit: int) -> int:
+    time.sleep(0.1)
+    return unit
+
+
 def deadly(held: int, unit: int) -> int:
     """Ends its process where the unit is 3."""
     if unit == 3:

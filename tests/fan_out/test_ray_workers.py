@@ -66,6 +66,25 @@ def test_a_job_that_comes_again_is_not_loaded_again(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_worker_is_given_two_messages_at_most_before_it_answers():
+    """A unit takes as long as a message may, so a message is a unit."""
+    given, most, done = [], [], 0
+
+    class Units(dict):
+        def __getitem__(self, name):
+            given.append(name)
+            return super().__getitem__(name)
+
+    with workers() as map_units:
+        for _ in map_units(
+            job(ray_units.takes_a_while), Units({f"unit {i}": i for i in range(24)})
+        ):
+            most.append(len(given) - done)
+            done += 1
+    assert len(given) == done == 24
+    assert max(most) <= 2 * 2
+
+
 def test_an_error_of_a_unit_is_the_same_error_here():
     with workers() as map_units, pytest.raises(DataError, match="unit 1 cannot be read") as caught:
         list(map_units(job(ray_units.refuses), {"one": 1}))
@@ -118,6 +137,14 @@ def test_an_address_where_nobody_or_somebody_else_listens_is_an_error():
         with pytest.raises(ServerError, match="cannot be reached") as caught:
             cluster._require_answer(address, 3)
     assert caught.value.exit_code == 6
+
+
+def test_a_cluster_that_cannot_be_used_may_want_a_token(monkeypatch):
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    lost = ConnectionError("Failed to connect to Ray cluster")
+    assert "RAY_AUTH_MODE=token" in str(cluster._refused("head:6379", lost))
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    assert "RAY_AUTH_MODE" not in str(cluster._refused("head:6379", lost))
 
 
 def test_what_a_machine_does_not_have_is_refused_before_anything_starts(ray_here):

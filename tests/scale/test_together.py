@@ -1,5 +1,6 @@
 """Ranks that sample, stop, save and go on as one run."""
 
+import json
 import math
 import os
 import signal
@@ -88,9 +89,29 @@ def test_records_are_of_the_whole_step(straight, kind):
         for key, value in one.items():
             near = value if isinstance(value, str) else pytest.approx(value, abs=1e-5, rel=1e-4)
             assert other[key] == near, key
+    assert together[1]["loss"] == pytest.approx(alone[1]["loss"], abs=1e-5, rel=0)
     assert together[1]["rollout/count"] == 12
     series = read_jsonl(straight[kind].parent / "run" / "positions.jsonl")
     assert sum(series[0]["bins"]["tokens"]) == together[1]["tokens"]
+
+
+def test_a_sharded_checkpoint_is_a_file_a_rank_and_an_index_that_transformers_reads(straight):
+    from transformers import AutoModelForCausalLM
+
+    folder = straight["fsdp2"].parent / "run" / "checkpoints" / "step-4"
+    names = {path.name for path in folder.iterdir()}
+    parts = [
+        f"{kind}-0000{i}-of-00002.safetensors" for kind in ("model", "optimizer") for i in (1, 2)
+    ]
+    assert {name for name in names if name.endswith(".safetensors")} == set(parts)
+    assert not [name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    held = [set(load_file(folder / name)) for name in parts[:2]]
+    assert index["weight_map"] == {n: parts[i] for i in (0, 1) for n in held[i]}
+    assert all(held)
+    read = dict(AutoModelForCausalLM.from_pretrained(folder).named_parameters())
+    saved = weights(straight["fsdp2"], 4)
+    assert all((read[name] == tensor).all() for name, tensor in saved.items())
 
 
 @pytest.mark.parametrize("kind", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp2"])

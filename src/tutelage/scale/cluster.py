@@ -111,7 +111,17 @@ def _refused(address: str, error: object) -> ServerError | MachineError:
     text = " ".join(str(error).split())[:400]
     if "ersion mismatch" in text:
         return MachineError(f"Ray at {address} is another one: {text}")
-    return ServerError(f"Ray at {address} cannot be used: {text}")
+    return ServerError(f"Ray at {address} cannot be used: {text}{_about_tokens()}")
+
+
+def _about_tokens() -> str:
+    """What to set where a cluster wants a token: Ray says none of it, and looks for none itself."""
+    if os.environ.get("RAY_AUTH_MODE") == "token":
+        return ""
+    return (
+        ". If the cluster asks for a token, as one of ray start does where its host keeps one, set "
+        "RAY_AUTH_MODE=token here, and have that token in ~/.ray/auth_token or RAY_AUTH_TOKEN"
+    )
 
 
 def _require_room(ray: Any, settings: RayEngine, needs: Resources) -> None:
