@@ -1,11 +1,16 @@
 """Verbs that fan out: two workers give what this process gives, to the bit."""
 
+import contextlib
 import json
 import os
 import random
+import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -126,6 +131,12 @@ def test_two_thousand_units_with_workers_killed_at_random_are_counted_once_each(
     print(f"{len(units)} units, {len(kills)} kills, {len(notes)} deaths noticed")
 
 
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def started(mark):
     """Processes that were started with this mark in their environment."""
     found = []
@@ -197,6 +208,67 @@ def test_a_death_is_told_on_stderr_and_nothing_of_ray_s_comes_to_stdout(tmp_path
     assert done.returncode == 0, done.stderr
     assert "another one takes its place" in done.stderr
     assert done.stdout == "('one', 'done')\n"
+
+
+@pytest.fixture
+def cluster():
+    """What a cluster of its own, started by hand and with a token, is reached by: two addresses
+    and the environment."""
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))  # Ray's sockets need a short path
+    ports = {flag: free_port() for flag in ("--port", "--ray-client-server-port")}
+    keys = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": os.urandom(32).hex()}
+    words = [Path(sys.executable).with_name("ray"), "start", "--head", "--block", "--num-cpus", 3]
+    words += ["--include-dashboard=false", "--disable-usage-stats", "--temp-dir", folder]
+    words += [word for pair in ports.items() for word in pair]
+    with (folder / "told").open("w") as stream:
+        head = subprocess.Popen(
+            list(map(str, words)),
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **keys, "RAY_worker_niceness": "0"},
+        )
+    try:
+        until = time.monotonic() + 120
+        while "will now block" not in (told := (folder / "told").read_text()):
+            assert head.poll() is None, told
+            assert time.monotonic() < until, told
+            time.sleep(0.5)
+        host = re.search(r"Local node IP: (\S+)", told)[1]
+        there, client = (f"{host}:{port}" for port in ports.values())
+        yield (there, f"ray://{client}"), keys
+    finally:
+        family = [head, *psutil.Process(head.pid).children(recursive=True)]
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        head.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_cluster_at_its_address_gives_what_is_given_here(tree, tmp_path, cluster):
+    addresses, keys = cluster
+    bare = {name: value for name, value in os.environ.items() if name not in keys}
+    words = [sys.executable, "-m", "tutelage", "eval", tree["teacher"]["path"], "--prompts"]
+    words += [tree["data"]["prompts"], "--verifier", f"pattern:{VERIFIER.pattern}"]
+    words += ["--max-new-tokens", "28", "--samples", "4", "--output"]
+
+    def run(name, *flags, environment):
+        done = subprocess.run(
+            [*words, tmp_path / name, *flags], capture_output=True, text=True, env=environment
+        )
+        return done.returncode, done.stderr
+
+    assert run("here", environment=bare)[0] == 0
+    for place, address in enumerate(addresses):
+        flags = ("--engine", "ray", "--address", address)
+        code, told = run(f"there-{place}", *flags, environment={**bare, **keys})
+        assert code == 0, told
+        assert (tmp_path / f"there-{place}").read_bytes() == (tmp_path / "here").read_bytes()
+    code, told = run("without", "--engine", "ray", "--address", addresses[0], environment=bare)
+    assert code == 6, told
+    assert "RAY_AUTH_MODE=token" in told
 
 
 @pytest.mark.parametrize(
