@@ -10,6 +10,7 @@ weights, therefore only ever follow an exchange in which all was well.
 """
 
 import json
+import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from tutelage.errors import RankLost, Stop
 T = TypeVar("T")
 _FINE, _STOP, _MEMORY = 0, 1, 2
 _BUCKET = 2**24  # numbers of a gradient that are summed at once
+_HEAD = struct.Struct("<Bq")  # status, and bytes of the content
+_AT_ONCE = 1024  # bytes with which every message begins; a short one is all told by them
 
 
 class AgreedStop(Stop):
@@ -94,28 +97,33 @@ class Ranks:
         raise error
 
     def _exchange(self, status: int, content: bytes) -> list[bytes]:
-        import torch.distributed as dist
 
+        told = bytearray(_HEAD.pack(status, len(content)) + content)
         with self.unbroken(), told_lost():
-            head = torch.tensor([status, len(content)])
-            heads = [torch.empty_like(head) for _ in range(self.size)]
-            dist.all_gather(heads, head, group=self.control)
-            sizes = [int(h[1]) for h in heads]
-            own = torch.zeros(max(sizes), dtype=torch.uint8)
-            own[: len(content)] = (
-                torch.frombuffer(bytearray(content), dtype=torch.uint8) if (content) else own[:0]
-            )
-            parts = [torch.empty_like(own) for _ in range(self.size)]
-            if max(sizes):
-                dist.all_gather(parts, own, group=self.control)
-            said = [bytes(part[:n].numpy()) for part, n in zip(parts, sizes, strict=True)]
-        states = [int(h[0]) for h in heads]
+            said = self._told(told[:_AT_ONCE], _AT_ONCE)
+            states, sizes = zip(*map(_HEAD.unpack_from, said), strict=True)
+            rest = max(sizes) + _HEAD.size - _AT_ONCE
+            if rest > 0:
+                more = self._told(told[_AT_ONCE:], rest)
+                said = [first + then for first, then in zip(said, more, strict=True)]
+        said = [part[_HEAD.size : _HEAD.size + n] for part, n in zip(said, sizes, strict=True)]
         if _STOP in states:
             raise AgreedStop(said[states.index(_STOP)].decode())
         if _MEMORY in states:
             full = states.index(_MEMORY)
             raise AgreedFullMemory(f"rank {full}: {said[full].decode()}")
         return said
+
+    def _told(self, content: bytearray, room: int) -> list[bytes]:
+        """What every rank said, each filled up to `room` bytes."""
+        import torch.distributed as dist
+
+        own = torch.zeros(room, dtype=torch.uint8)
+        if content:
+            own[: len(content)] = torch.frombuffer(content, dtype=torch.uint8)
+        parts = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(parts, own, group=self.control)
+        return [part.numpy().tobytes() for part in parts]
 
     def gather_json(self, content: Any) -> list[Any]:
         """What every rank said, as JSON."""

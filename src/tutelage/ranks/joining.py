@@ -9,13 +9,14 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from itertools import count
 from typing import Any
 
 from tutelage.config.distributed import Distributed, SingleProcess
 from tutelage.errors import MachineError, RankLost, TutelageError, UsageError
+from tutelage.ranks.cores import on_own_cores
 from tutelage.ranks.group import ALONE, Ranks, told_lost
 from tutelage.ranks.watch import Watch
 from tutelage.runs.interrupts import Interrupts
@@ -118,7 +119,9 @@ def joined(settings: Distributed, interrupts: Interrupts) -> Iterator[tuple[Rank
                 f"the ranks met, but cannot talk to each other ({error}). Where a host has several "
                 "networks, name the one to use in GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME"
             ) from None
-        yield ranks, watch
+        threads = torch.get_num_threads()
+        with nullcontext() if torch.cuda.is_available() else on_own_cores(ranks, threads):
+            yield ranks, watch
         ranks.exchange()  # the first one may still be writing
     except BaseException as error:
         if isinstance(error, TutelageError) and error.agreed:

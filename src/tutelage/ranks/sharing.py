@@ -10,7 +10,7 @@ from tutelage.metrics import TokenTable, concatenate
 from tutelage.models.local import LocalModel
 from tutelage.models.sharded import gathered, is_sharded
 from tutelage.ranks.group import Ranks, told_lost
-from tutelage.runs.rollouts import rollout_from_json, rollout_to_json
+from tutelage.runs.rollouts import pack_rollouts, unpack_rollouts
 from tutelage.types import Prompt, Rollout
 
 
@@ -27,11 +27,11 @@ def gather_rollouts(
     """
     if ranks.size == 1:
         return list(own)
-    everyone = ranks.gather_json([rollout_to_json(rollout) for rollout in own])
+    everyone = [unpack_rollouts(told, prompts) for told in ranks.gather_tensors(pack_rollouts(own))]
     groups = [
         [drawn[i : i + group_size] for i in range(0, len(drawn), group_size)] for drawn in everyone
     ]
-    return [rollout_from_json(r, prompts) for group in ranks.undealt(groups) for r in group]
+    return [rollout for group in ranks.undealt(groups) for rollout in group]
 
 
 def whole_table(ranks: Ranks, table: TokenTable, rows: Tensor) -> tuple[TokenTable, Tensor]:
