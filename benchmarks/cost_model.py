@@ -1,13 +1,14 @@
 """The cost model beside real steps, in one process and in two ranks.
 
-    python benchmarks/cost_model.py [--steps 6] [--keep profiles/]
+    python benchmarks/cost_model.py [--steps 6] [--rounds 3]
     python benchmarks/cost_model.py --projection h100    # seconds; nothing is run
 
 Two pairs (the embedded one, and a random one of some millions of weights) are profiled in
 seconds, part by part. Then whole training runs are timed at settings that no part was fitted
-on, by one process and by two ranks under torchrun (gloo, ddp), one thread each, in turn.
+on, by one process and by two ranks under torchrun (gloo, ddp), one thread each. All of that in
+several rounds, since a machine is faster at one minute than at another; medians count.
 Prints a table in Markdown: seconds of a step by the clock, processor seconds of the first rank,
-and what the model says. On a busy machine the processor's are the ones to compare.
+and what the model says.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -27,8 +28,15 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "1"
 
 # prompts a step, rollouts of each, most new tokens, rollouts of a micro-batch
-EMBEDDED = [(64, 1, 28, 64), (16, 1, 28, 8), (32, 4, 16, 32), (128, 2, 28, 64)]
-RANDOM = [(16, 1, 64, 16), (8, 4, 24, 8), (24, 2, 48, 16)]
+EMBEDDED = [
+    (64, 1, 28, 64),
+    (16, 1, 28, 8),
+    (32, 4, 16, 32),
+    (128, 2, 28, 64),
+    (512, 2, 28, 64),
+    (512, 4, 20, 32),
+]
+RANDOM = [(16, 1, 64, 16), (8, 4, 24, 8), (24, 2, 48, 16), (96, 2, 64, 16), (64, 4, 40, 32)]
 PHASES = (
     "prefill",
     "decode",
@@ -40,6 +48,8 @@ PHASES = (
     "messages",
     "gradients",
 )
+Key = tuple[str, tuple[int, ...], int]  # pair, setting, ranks
+Row = tuple[float, float, float]  # seconds by the clock, of the processor, and by the model
 SETTINGS = {"embedded": EMBEDDED, "random": RANDOM}
 
 
@@ -73,6 +83,13 @@ def make_pairs(folder: Path) -> None:
         tokenizer.save_pretrained(folder / name)
 
 
+def kind(ranks: int) -> Any:
+    """How the student is held."""
+    from tutelage.config.distributed import DDP, SingleProcess
+
+    return DDP() if ranks > 1 else SingleProcess()
+
+
 def settings(folder: Path, pair: str, shape: tuple[int, ...], steps: int, ranks: int) -> Any:
     """A run of that shape; the learning rate is so small that lengths stay."""
     from tutelage.config import parse_config
@@ -97,7 +114,7 @@ def settings(folder: Path, pair: str, shape: tuple[int, ...], steps: int, ranks:
             "optimizer": {"lr": 1e-9, "micro_batch_size": micro},
             "evaluation": {"every": 0, "teacher": 0},
             "guards": {"causes": False},
-            "distributed": {"type": "ddp" if ranks > 1 else "none"},
+            "distributed": kind(ranks).model_dump(),
             "run": {
                 "dir": str(folder / name),
                 "steps": steps,
@@ -109,22 +126,23 @@ def settings(folder: Path, pair: str, shape: tuple[int, ...], steps: int, ranks:
 
 
 def work(folder: Path, steps: int, output: Path) -> None:
-    """One rank: time every setting, and the link where there are two."""
+    """One rank: a profile of each pair, and the time of every setting."""
     import torch
 
-    from tutelage.config import DDP
     from tutelage.ranks.joining import joined
     from tutelage.runs.interrupts import Interrupts
-    from tutelage.sizing.measuring import measure_link
+    from tutelage.sizing.measuring import measure_profile
     from tutelage.training import train
 
     torch.set_num_threads(1)
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    found: dict[str, Any] = {"rows": []}
-    if ranks > 1:
-        with Interrupts() as interrupts, joined(DDP(), interrupts) as (group, _):
-            link = measure_link(group)
-            found["link"] = asdict(link)
+    found: dict[str, Any] = {"rows": [], "profiles": {}}
+    with Interrupts() as interrupts, joined(kind(ranks), interrupts) as (group, _):
+        for pair, shapes in SETTINGS.items():
+            longest = max(tokens for _, _, tokens, _ in shapes)
+            config = settings(folder, pair, (64, 1, longest, 64), 1, ranks)
+            profile = measure_profile(config, group)
+            found["profiles"][pair] = profile.model_dump(mode="json")
     for pair, shapes in SETTINGS.items():
         for shape in shapes:
             seen: list[tuple[float, float]] = []
@@ -166,24 +184,6 @@ def work(folder: Path, steps: int, output: Path) -> None:
         output.write_text(json.dumps(found))
 
 
-def predicted(folder: Path, keep: Path | None) -> dict[str, Any]:
-    """The profile of each pair, at its longest completions."""
-    import torch
-
-    from tutelage.sizing.measuring import measure_profile
-    from tutelage.sizing.profiles import write_profile
-
-    torch.set_num_threads(1)
-    profiles = {}
-    for pair, shapes in SETTINGS.items():
-        longest = max(tokens for _, _, tokens, _ in shapes)
-        profiles[pair] = measure_profile(settings(folder, pair, (64, 1, longest, 64), 1, 1))
-        if keep is not None:
-            keep.mkdir(parents=True, exist_ok=True)
-            write_profile(profiles[pair], keep / f"{pair}.json")
-    return profiles
-
-
 def launch(folder: Path, steps: int, ranks: int) -> dict[str, Any]:
     """Time all settings in processes of their own."""
     output = folder / f"found-{ranks}.json"
@@ -203,7 +203,7 @@ def main() -> None:
     """Profile, time, print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--keep", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--phases", action="store_true", help="also by phase")
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
@@ -218,9 +218,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_pairs(folder)
-        profiles = predicted(folder, arguments.keep)
-        found = [launch(folder, arguments.steps, ranks) for ranks in (1, 2)]
-        print_table(folder, profiles, found, arguments.phases)
+        rows: dict[Key, list[Row]] = {}
+        for _ in range(arguments.rounds):
+            for ranks in (1, 2):
+                found = launch(folder, arguments.steps, ranks)
+                print_machine(found, ranks)
+                for key, row in compared(folder, found, arguments.phases):
+                    rows.setdefault(key, []).append(row)
+        print_table(rows)
 
 
 def projection(name: str) -> str:
@@ -285,62 +290,72 @@ def projection(name: str) -> str:
     return "\n".join(lines)
 
 
-def print_table(folder: Path, profiles: Any, found: list[Any], phases: bool) -> None:
-    """A row a setting."""
-    from tutelage.sizing.cost import Layout, Link, step_cost
-    from tutelage.sizing.hosts import workload
-
-    link = Link(**found[1]["link"])
+def print_machine(found: Any, ranks: int) -> None:
+    """What a round found of the machine."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
-    print(f"{platform.machine()}, one thread a rank, load {load:.1f} at the end\n")
-    for pair, profile in profiles.items():
-        rates = profile.speeds
+    print(f"{ranks} rank(s), one thread each; {platform.machine()}, load {load:.1f}")
+    for pair, profile in found["profiles"].items():
+        decode, link = profile["speeds"]["decode"], profile["link"]
         print(
-            f"{pair}: profile in {profile.seconds:.1f} s; decode {1e3 * rates.decode.pass_s:.2f} "
-            f"ms a step and {1e6 * rates.decode.token_s:.1f} us a row; {profile.name}"
+            f"{pair}: profile in {profile['seconds']:.1f} s; decode {1e3 * decode['pass_s']:.2f} "
+            f"ms a step and {1e6 * decode['token_s']:.1f} us a row; {profile['name']}"
         )
-    print(
-        f"link: {1e6 * link.latency_s:.0f} us a message, {1e-6 / link.byte_s:.0f} MB/s of "
-        f"gradients, {1e-6 / link.message_byte_s:.0f} MB/s of messages; beside the other a "
-        f"rank takes {link.crowding:.2f} times as long\n"
-    )
+        if link is not None:
+            print(
+                f"link: {1e6 * link['latency_s']:.0f} us a message, {1e-6 / link['byte_s']:.0f} "
+                f"MB/s of gradients, {1e-6 / link['message_byte_s']:.0f} MB/s of messages; waiting "
+                f"for the slower one takes {link['crowding']:.2f} times as long"
+            )
+    print(flush=True)
+
+
+def compared(folder: Path, found: Any, phases: bool) -> Iterator[tuple[Key, Row]]:
+    """Each setting of a round: clock, processor and model."""
+    from tutelage.sizing.cost import Layout, step_cost
+    from tutelage.sizing.hosts import workload
+    from tutelage.sizing.profiles import Measured
+
+    for row in found["rows"]:
+        profile = Measured.model_validate(found["profiles"][row["pair"]])
+        shape = tuple(row["shape"])
+        config = settings(folder, row["pair"], shape, 1, row["ranks"])
+        todo = workload(
+            config, profile.prompt_tokens, profile.lengths.cut(shape[2]), profile.device
+        )
+        layout = Layout(ranks=row["ranks"], kind=config.distributed.type, link=profile.link)
+        said = step_cost(todo, profile.speeds, layout)
+        if phases:
+            print(row["pair"], *shape, row["ranks"])
+            print("   measured", {k: round(v, 4) for k, v in row["phases"].items()})
+            print("   model", {k: round(v, 4) for k, v in said.seconds.items()})
+            print("   tokens", row["tokens"], round(said.tokens))
+        yield (
+            (row["pair"], shape, row["ranks"]),
+            (row["clock_s"], row["processor_s"], said.step_s),
+        )
+
+
+def print_table(rows: Mapping[Key, list[Row]]) -> None:
+    """A row a setting, medians of the rounds."""
     print(
         "| pair | prompts x rollouts, tokens, micro | ranks | clock, s | processor, s | model, s "
-        "| of clock | of processor |"
+        "| of clock |"
     )
-    print("|---|---|---|---|---|---|---|---|")
-    errors: list[tuple[float, float]] = []
-    for rows in found:
-        for row in rows["rows"]:
-            prompts, group, tokens, micro = row["shape"]
-            profile = profiles[row["pair"]]
-            config = settings(folder, row["pair"], tuple(row["shape"]), 1, row["ranks"])
-            todo = workload(
-                config, profile.prompt_tokens, profile.lengths.cut(tokens), profile.device
-            )
-            layout = Layout(ranks=row["ranks"], kind=config.distributed.type, link=link)
-            said = step_cost(todo, profile.speeds, layout)
-            ratios = said.step_s / row["clock_s"], said.step_s / row["processor_s"]
-            errors.append(ratios)
-            print(
-                f"| {row['pair']} | {prompts} x {group}, {tokens}, {micro} | {row['ranks']} | "
-                f"{row['clock_s']:.3f} | {row['processor_s']:.3f} | {said.step_s:.3f} | "
-                f"{ratios[0]:.2f} | {ratios[1]:.2f} |"
-            )
-            if phases:
-                print("   measured", {k: round(v, 4) for k, v in row["phases"].items()})
-                print(
-                    "   model",
-                    {k: round(v, 4) for k, v in said.seconds.items()},
-                    "tokens",
-                    row["tokens"],
-                    round(said.tokens),
-                )
-    for name, place in (("clock", 0), ("processor", 1)):
-        off = [abs(e[place] - 1) for e in errors]
+    print("|---|---|---|---|---|---|---|")
+    errors: dict[int, list[float]] = {}
+    for (pair, (prompts, group, tokens, micro), ranks), rounds in rows.items():
+        clock, processor, model = (median(part) for part in zip(*rounds, strict=True))
+        ratio = median(row[2] / row[0] for row in rounds)
+        errors.setdefault(ranks, []).append(abs(ratio - 1))
         print(
-            f"\n{name}: {sum(o <= 0.2 for o in off)} of {len(off)} within 20 %, "
-            f"median {100 * median(off):.0f} %, most {100 * max(off):.0f} %"
+            f"| {pair} | {prompts} x {group}, {tokens}, {micro} | {ranks} | {clock:.3f} | "
+            f"{processor:.3f} | {model:.3f} | {ratio:.2f} |"
+        )
+    print()
+    for ranks, off in errors.items():
+        print(
+            f"{ranks} rank(s), by the clock: {sum(o <= 0.2 for o in off)} of {len(off)} within "
+            f"20 %, median {100 * median(off):.0f} %, most {100 * max(off):.0f} %"
         )
 
 

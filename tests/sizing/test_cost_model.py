@@ -74,7 +74,7 @@ def rates(**changes) -> Speeds:
     fields = dict.fromkeys(
         ("prefill", "decode", "teacher", "student", "head", "look", "optimizer", "record"), nothing
     )
-    scalars = dict.fromkeys(("rollout_json_s", "answer_s", "disk_byte_s"), 0.0)
+    scalars = dict.fromkeys(("rollout_s", "answer_s", "disk_byte_s"), 0.0)
     return Speeds(**{**fields, **scalars, **changes})
 
 
@@ -117,13 +117,13 @@ def test_each_part_of_a_step_of_equal_lengths_is_counted_by_hand(part, phase, pa
 
 
 def test_ranks_share_the_work_and_pay_for_what_they_tell_each_other():
-    speeds = rates(student=Rate(0.0, 1.0), rollout_json_s=0.5)
+    speeds = rates(student=Rate(0.0, 1.0), rollout_s=0.5)
     alone = step_cost(work(), speeds)
     two = step_cost(work(), speeds, Layout(ranks=2, kind="ddp", link=LINK))
     assert two.seconds["update"] == pytest.approx(alone.seconds["update"] / 2)
     assert two.seconds["record"] == pytest.approx(96 * 0.5)  # every rank reads all rollouts
     assert two.seconds["gradients"] == pytest.approx(4000 * 1e-9 + 1e-4)
-    assert two.seconds["messages"] == pytest.approx(96 * 152 / 2 * 4e-9 + 8e-4)
+    assert two.seconds["messages"] == pytest.approx((96 * 140 + 16 * 5 * 8) / 2 * 4e-9 + 8e-4)
     sharded = step_cost(work(), speeds, Layout(ranks=2, kind="fsdp2", link=LINK))
     assert sharded.seconds["gradients"] == pytest.approx((2 * 3 + 2) * (2000 * 1e-9 + 1e-4))
     with pytest.raises(ValueError, match="link"):

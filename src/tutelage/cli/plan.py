@@ -70,11 +70,13 @@ def plan(
 
         known = None if profile is None else read_profile(profile)
         if measure is not None:
-            from tutelage.sizing.measuring import measure_profile
+            from tutelage.sizing.measuring import measure_as_placed
 
             if known is not None:
                 raise UsageError("--profile and --measure both tell of the device; give one")
-            known = measure_profile(settings)
+            known, first = measure_as_placed(settings)
+            if not first:
+                return
             write_profile(known, measure)
         found = plan_hosts(
             settings,

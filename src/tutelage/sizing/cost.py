@@ -13,11 +13,12 @@ from typing import Literal
 
 from tutelage.sizing.lengths import Lengths, expected_decoding
 
-# What a step of several ranks exchanges: messages, and bytes of a token (token table; JSON of a
-# rollout's id, log-probability and text).
+# What a step of several ranks exchanges: messages, and bytes of a token (token table; id,
+# log-probability and text of a rollout) and of a prompt's token, which each rollout brings.
 MESSAGES = 8
 TABLE_BYTES = 120
-ROLLOUT_BYTES = 32
+ROLLOUT_BYTES = 20
+PROMPT_BYTES = 8
 BUCKET = 2**24  # numbers of one all-reduce
 # As gradient.py and models/prefixes.py have them: FLOPs that take as long as one pass more, and
 # what leaving out copies of prompts must save.
@@ -45,13 +46,13 @@ class Link:
     """A connection between ranks."""
 
     latency_s: float
-    """Seconds of an exchange of nothing between two."""
+    """Seconds that an exchange of nothing adds to the work of two."""
     byte_s: float
     """Seconds a byte of a gradient or weight, in each direction."""
     message_byte_s: float
     """Seconds a byte of a message between processors."""
     crowding: float = 1.0
-    """How many times longer a rank computes beside the others of its host than alone."""
+    """How many times longer the slowest of the ranks of a host computes than one alone."""
 
     def sum(self, size: int, count: float) -> float:
         """Seconds of summing `count` bytes over `size` ranks; a ring, in buckets."""
@@ -91,8 +92,8 @@ class Speeds:
     """Clipping and AdamW: steps and trained numbers."""
     record: Rate
     """Judging, statistics and records, which every rank does for the whole step: steps, tokens."""
-    rollout_json_s: float
-    """Seconds a token to write a rollout as JSON and read it; ranks read those of all ranks."""
+    rollout_s: float
+    """Seconds a token to pack a rollout and unpack it; ranks read those of all ranks."""
     answer_s: float
     """Seconds a log-probability to read a server's answer."""
     disk_byte_s: float
@@ -297,7 +298,7 @@ def _after(work: Workload, speeds: Speeds, layout: Layout, tokens: float) -> dic
     part = layout.ranks if layout.kind == "fsdp2" else 1
     written = speeds.record.seconds(1, tokens)
     if layout.ranks > 1:
-        written += tokens * speeds.rollout_json_s
+        written += tokens * speeds.rollout_s
     return {
         "optimizer": speeds.optimizer.seconds(1, work.trained / part),
         "move": speeds.look.seconds(1, chosen * width, chosen * width**2),
@@ -311,7 +312,9 @@ def _transfers(work: Workload, speeds: Speeds, layout: Layout, tokens: float) ->
     if layout.link is None or layout.ranks == 1:
         return {"sync": synced}
     ranks, link = layout.ranks, layout.link
-    messages = link.tell(ranks, tokens * (TABLE_BYTES + ROLLOUT_BYTES), MESSAGES)
+    told = tokens * (TABLE_BYTES + ROLLOUT_BYTES)
+    told += work.prompts * work.group_size * work.prompt_tokens * PROMPT_BYTES
+    messages = link.tell(ranks, told, MESSAGES)
     moved = link.sum(ranks, 4 * work.trained)
     if layout.kind == "fsdp2":
         # Gathered for the forward pass and again for the backward one, gradients scattered once;

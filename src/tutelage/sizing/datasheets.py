@@ -54,7 +54,7 @@ def speeds_on(
         look=Rate(forward.pass_s, forward.token_s + logits_s, forward.pair_s),
         optimizer=Rate(hardware.layer_s, _ADAMW_BYTES / memory),
         record=Rate(0.0, hardware.record_token_s),
-        rollout_json_s=hardware.rollout_json_s,
+        rollout_s=hardware.rollout_s,
         answer_s=hardware.answer_s,
         disk_byte_s=1 / hardware.disk_bytes_per_s,
     )

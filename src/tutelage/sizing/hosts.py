@@ -391,8 +391,9 @@ def _link(profile: Hardware | Measured, ranks: int, devices: int) -> Link | None
         return between.link(profile.message_bytes_per_s)
     if profile.link is None:
         raise UsageError(
-            f"{ranks} ranks talk to each other, and the profile knows no link: measure it under "
-            "torchrun (benchmarks/cost_model.py does), or give a profile of hardware"
+            f"{ranks} ranks talk to each other, and the profile knows no link: measure it by "
+            "ranks (torchrun --nproc-per-node 2 -m tutelage plan ... --measure FILE), or give a "
+            "profile of hardware"
         )
     return profile.link
 

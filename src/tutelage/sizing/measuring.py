@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load, save
 from scipy.optimize import nnls
 
 from tutelage.config import Config
@@ -26,38 +27,43 @@ from tutelage.metrics import overlap_k, summarise_positions, summarise_rollouts,
 from tutelage.models.local import LocalModel
 from tutelage.models.served.answers import scores_of
 from tutelage.optimizing import make_optimizer, take_step
-from tutelage.ranks import Ranks
-from tutelage.runs.directory import finite, to_json
-from tutelage.runs.rollouts import rollout_from_json, rollout_to_json
+from tutelage.ranks import ALONE, Ranks
+from tutelage.ranks.joining import joined, place_in_launch
+from tutelage.runs.directory import Run, finite
+from tutelage.runs.interrupts import Interrupts
+from tutelage.runs.rollouts import pack_rollouts, unpack_rollouts
 from tutelage.session import Session, prepare
-from tutelage.sizing.cost import Link, Rate, Speeds
+from tutelage.sizing.cost import Rate, Speeds
 from tutelage.sizing.lengths import known_decoding, observed
+from tutelage.sizing.linking import measure_link
 from tutelage.sizing.profiles import Measured
 from tutelage.timings import Timings
 from tutelage.types import Rollout, SamplingParams
 
 _TIMES = 3  # that each part is run; the median counts
-_LENGTHS = 192  # rollouts by which lengths are known, besides those of the timings
+_LENGTHS = 192  # rollouts by which lengths are known; most that are decoded at once
 _ANSWER = (64, 16)  # tokens and log-probabilities of the answer that is read
 
 
-def measure_profile(config: Config) -> Measured:
+def measure_profile(config: Config, ranks: Ranks = ALONE) -> Measured:
     """Rates of the student and a teacher in this process; loads both.
 
     With one thread, seconds are those of the processor, so other work on the machine counts
-    little; with more threads or an accelerator they are the clock's.
+    little; with more threads or an accelerator they are the clock's. Several ranks measure side
+    by side, as they will train, and what lies between them besides; the first one's rates count.
 
     Raises:
         TutelageError: what `prepare` refuses.
     """
     session = prepare(config)
-    bench = _Bench(config, session)
+    bench = _Bench(config, session, ranks)
     started = time.monotonic()
     bench.warm_up()
     prefill, decode, lengths = bench.sampling()
     teacher, student, head, look = bench.passes()
     optimizer = bench.optimizer()
-    record, rollout_json_s = bench.records()
+    record, rollout_s = bench.records()
+    link = measure_link(ranks, bench.work, bench.clock) if ranks.size > 1 else None
     return Measured(
         name=_machine(session.models.student),
         device=session.models.student.device.type,
@@ -72,68 +78,34 @@ def measure_profile(config: Config) -> Measured:
             look=look,
             optimizer=optimizer,
             record=record,
-            rollout_json_s=rollout_json_s,
+            rollout_s=rollout_s,
             answer_s=_answer_s(),
             disk_byte_s=bench.disk_byte_s(),
         ),
         lengths=observed(lengths, config.rollout.max_new_tokens),
         prompt_tokens=fmean(len(p.ids) for p in session.prompts),
+        link=link,
         seconds=time.monotonic() - started,
     )
 
 
-def measure_link(ranks: Ranks, megabytes: int = 16) -> Link:
-    """Seconds of a message and of a byte between these ranks, and how they slow each other."""
-    messages = [torch.zeros(n, dtype=torch.uint8).numpy().tobytes() for n in (0, 2**20)]
-    latency, full = (
-        median(_clocked(partial(ranks.exchange, content)) for _ in range(20))
-        for content in messages
-    )
-    weight = torch.nn.Parameter(torch.zeros(megabytes * 2**18))
+def measure_as_placed(config: Config) -> tuple[Measured, bool]:
+    """The profile, of all ranks where a launcher started some, and whether this is the first.
 
-    def summed() -> None:
-        weight.grad = torch.ones_like(weight)
-        ranks.sum_gradients(iter([weight]))
-
-    ranks.sum_gradients(iter([weight]))
-    seconds = median(_clocked(summed) for _ in range(_TIMES))
-    share = (ranks.size - 1) / ranks.size
-    return Link(
-        latency_s=latency,
-        byte_s=seconds / (2 * share * 4 * weight.numel()),
-        message_byte_s=max(full - latency, 0.0) / (share * ranks.size * len(messages[1])),
-        crowding=_crowding(ranks),
-    )
-
-
-def _crowding(ranks: Ranks) -> float:
-    """How many times longer a rank computes beside the others than alone."""
-    left, right = torch.ones(256, 256), torch.ones(64, 64)
-
-    def work() -> None:
-        for _ in range(8):
-            left @ left
-            for _ in range(200):
-                right.add_(0.0)
-
-    work()
-    seconds = []
-    for turn in range(5):
-        ranks.exchange()
-        alone = _clocked(work) if ranks.first else 0.0
-        ranks.exchange()
-        together = _clocked(work)
-        ranks.exchange()
-        if turn:
-            seconds.append(together / alone if alone else 1.0)
-    told = [float(x) for x in ranks.gather_json(median(seconds))]
-    return max(1.0, told[0])
+    Raises:
+        TutelageError: what `prepare` refuses; a rank that is lost.
+    """
+    if place_in_launch() is None:
+        return measure_profile(config), True
+    with Interrupts() as interrupts, joined(config.distributed, interrupts) as (ranks, _):
+        return measure_profile(config, ranks), ranks.first
 
 
 @dataclass
 class _Bench:
     config: Config
     session: Session
+    ranks: Ranks
 
     def __post_init__(self) -> None:
         models = self.session.models
@@ -152,12 +124,19 @@ class _Bench:
         self.student.draw([(p, 0) for p in self.prompts[:4]], self.params, 0, 0)
         self._accumulated(self._rollouts(4, 8, 8))
 
+    def work(self) -> None:
+        """A little of all that a step does, for some tenths of a second at most."""
+        few = replace(self.params, max_new_tokens=min(16, self.params.max_new_tokens))
+        self.student.draw([(p, 0) for p in self.prompts[:16]], few, 0, 0)
+        self._accumulated(self._rollouts(8, 8, few.max_new_tokens))
+
     def sampling(self) -> tuple[Rate, Rate, list[int]]:
         """Rates of reading prompts and of decoding steps; lengths of what was drawn."""
+        self.ranks.exchange()
         lengths: list[int] = []
         reading, decoding = [], []
         one = SamplingParams(max_new_tokens=1, temperature=self.params.temperature)
-        most = min(self.config.rollout.batch_size, 64)
+        most = min(self.config.rollout.batch_size, _LENGTHS)
         for count in sorted({max(1, most // 16), most // 4 or 1, most}):
             prompts = [self.prompts[i % len(self.prompts)] for i in range(count)]
             unique = len({p.ids for p in prompts})
@@ -178,7 +157,7 @@ class _Bench:
                     lengths += found
                 todo = known_decoding(found, width)
                 decoding.append(((todo.passes, todo.rows, todo.pairs), seconds - first))
-        for start in range(0, _LENGTHS, most):
+        for start in range(len(lengths), _LENGTHS, most):
             draws = [(self.prompts[i % len(self.prompts)], i) for i in range(start, start + most)]
             drawn = self.student.draw(draws, self.params, 0, 2)
             lengths += [len(r.completion_ids) for r in drawn]
@@ -202,22 +181,25 @@ class _Bench:
             (max(1, most // 8), wide, short),
             (max(1, most // 2), wide, long),
         ]
-        for count, before, after in shapes:
-            rollouts = self._rollouts(count, before, after)
-            positions, pairs = count * (before + after), count * (before + after) ** 2
-            best: list[dict[str, float]] = []
-            for _ in range(_TIMES):
+        made = [self._rollouts(*shape) for shape in shapes]
+        scoring, resting, looked = ([list[float]() for _ in shapes] for _ in range(3))
+        self.ranks.exchange()
+        for _ in range(_TIMES):
+            # In turn, since memory is given back and asked for again as sizes change.
+            for i, rollouts in enumerate(made):
                 timings = _Clocked(self.clock)
                 begin = self.clock()
                 result = self._accumulated(rollouts, timings)
-                best.append({"all": self.clock() - begin, **timings.seconds})
-            score = median(b["score"] for b in best)
-            rest = median(b["all"] - b["score"] for b in best)
-            teaching.append(((1, positions, pairs), score))
-            learning.append(((1, positions, pairs, count * after), rest))
-            before_step = result.table["student_logprob"]
-            seconds = self._usual(partial(move_of_policy, self.student, rollouts, before_step))
-            looking.append(((1, positions, pairs), seconds))
+                scoring[i].append(timings.seconds["score"])
+                resting[i].append(self.clock() - begin - timings.seconds["score"])
+                begin = self.clock()
+                move_of_policy(self.student, rollouts, result.table["student_logprob"])
+                looked[i].append(self.clock() - begin)
+        for i, (count, before, after) in enumerate(shapes):
+            positions, pairs = count * (before + after), count * (before + after) ** 2
+            teaching.append(((1, positions, pairs), median(scoring[i])))
+            learning.append(((1, positions, pairs, count * after), median(resting[i])))
+            looking.append(((1, positions, pairs), median(looked[i])))
         found = _fit(learning)
         self.student.model.zero_grad(set_to_none=True)
         student, head = Rate(found[0], found[1], found[2]), Rate(0.0, found[3])
@@ -242,7 +224,7 @@ class _Bench:
         return Rate(0.0, seconds / sum(w.numel() for w in weights))
 
     def records(self) -> tuple[Rate, float]:
-        """Of judging and statistics, and of a rollout's way through JSON."""
+        """Of judging, statistics and records, and of a rollout's way to another rank."""
         told, seconds = [], []
         known = {p.prompt.id: p.prompt for p in self.prompts}
         long = min(self.params.max_new_tokens, (self.student.context or 10**6) - 8)
@@ -250,20 +232,22 @@ class _Bench:
             rollouts = self._rollouts(count, 8, long)
             result = self._accumulated(rollouts)
 
-            def write(rollouts: Any = rollouts, result: Any = result) -> None:
+            def write(run: Run, rollouts: Any = rollouts, result: Any = result) -> None:
                 if self.session.verify is not None:
                     judge(rollouts, self.session.verify)
                 record = finite(summarise_tokens(result.table))
                 record |= finite(summarise_rollouts(rollouts, result.table, result.rows))
-                to_json(record)
-                to_json(summarise_positions(result.table, result.positions, long))
+                run.log_metrics(record)
+                series = summarise_positions(result.table, result.positions, long)
+                run.append(run.path / "positions.jsonl", series)
 
             tokens = count * long
-            told.append(((1, tokens, 0), self._usual(write)))
+            with tempfile.TemporaryDirectory() as folder:
+                run = Run(Path(folder))
+                told.append(((1, tokens, 0), self._usual(partial(write, run))))
 
             def pack(rollouts: Any = rollouts) -> None:
-                text = json.dumps([rollout_to_json(r) for r in rollouts])
-                [rollout_from_json(r, known) for r in json.loads(text)]
+                unpack_rollouts(load(save(pack_rollouts(rollouts))), known)
 
             seconds.append(self._usual(pack) / tokens)
         self.student.model.zero_grad(set_to_none=True)

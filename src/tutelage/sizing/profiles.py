@@ -69,8 +69,8 @@ class Hardware(Section):
     """Of the file system that ranks and servers share."""
     record_token_s: NonNegativeFloat
     """Seconds of a processor a token of the step: judging, statistics, records."""
-    rollout_json_s: NonNegativeFloat
-    """Seconds of a processor a token to write and read a rollout."""
+    rollout_s: NonNegativeFloat
+    """Seconds of a processor a token to pack a rollout and unpack it."""
     answer_s: NonNegativeFloat
     """Seconds of a processor a log-probability to read a server's answer."""
 
@@ -94,7 +94,7 @@ class Measured(Section):
     prompt_tokens: PositiveFloat
     """Mean tokens of a prompt."""
     link: Link | None = None
-    """Between two ranks, where it was measured."""
+    """Between ranks, where several measured side by side."""
     seconds: PositiveFloat
     """What measuring took."""
 
