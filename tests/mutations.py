@@ -198,7 +198,7 @@ GUARDS = (
         "_SAME_REQUEST_S = -1.0",
         STOPS + "test_a_signal_that_a_launcher_repeats_is_one_request",
     ),
-    Guard("5", "trainer.py", "restore_optimizer(checkpoint, self.optimizer)", "pass", RESUME),
+    Guard("5", "keeping.py", "restore_optimizer(checkpoint, self.optimizer)", "pass", RESUME),
     Guard(
         "5",
         "trainer.py",
@@ -207,9 +207,9 @@ GUARDS = (
         "pass",
         RESUME,
     ),
-    Guard("5", "trainer.py", "self.session.average.restore(checkpoint.path)", "pass", RESUME),
+    Guard("5", "keeping.py", "self.average.restore(checkpoint.path)", "pass", RESUME),
     Guard("5", "trainer.py", "        self.run.truncate_after(self.step)\n", "", KILLED_TWENTY),
-    Guard("5", "trainer.py", "self.run.cut_torn_lines()\n        self.saved", "self.saved", TORN),
+    Guard("5", "trainer.py", "self.run.cut_torn_lines()\n        state", "state", TORN),
     Guard("6", "config/changes.py", "    if refused:", "    if False:", CHANGES),
     Guard(
         "6",
@@ -227,7 +227,7 @@ GUARDS = (
     ),
     Guard(
         "8",
-        "trainer.py",
+        "keeping.py",
         "        set_aside(self.run.checkpoints, skipped)\n",
         "",
         "flow/test_keeping.py::test_damaged_checkpoints_are_set_aside_and_never_push_out_good_ones",
@@ -332,7 +332,7 @@ GUARDS = (
     ),
     Guard(
         "15",
-        "trainer.py",
+        "keeping.py",
         "if self.ranks.any(not finite_here):",
         "if False:",
         "flow/test_keeping.py::test_weights_that_are_not_finite_are_never_saved",

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from tutelage.config import Config, changes_on_resume, dump_config, load_config
 from tutelage.errors import Stop
+from tutelage.keeping import go_on
 from tutelage.models.checkpoints import keep_pinned
 from tutelage.ranks import ALONE, Ranks
 from tutelage.ranks.beginning import newest_of_all, pin_together, require_same_parts, seen_run
@@ -11,7 +12,7 @@ from tutelage.ranks.stopping import abandoning
 from tutelage.runs.directory import create_run, environment, open_run, other_versions, reserve_run
 from tutelage.runs.interrupts import Interrupts
 from tutelage.session import prepare
-from tutelage.trainer import Observer, Trainer, go_on
+from tutelage.trainer import Observer, Trainer
 
 
 def start_run(

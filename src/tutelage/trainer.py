@@ -4,9 +4,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from pathlib import Path
 from statistics import fmean
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +30,7 @@ from tutelage.errors import GuardStop, ServerError
 from tutelage.evaluation import teacher_pass_rates, write_questions
 from tutelage.examination import Examiner, examine
 from tutelage.gradient import Models, StepGradient, accumulate, measure, move_of_policy
+from tutelage.keeping import Keeper, anew, go_on
 from tutelage.metrics import (
     Record,
     TokenTable,
@@ -39,44 +39,23 @@ from tutelage.metrics import (
     summarise_rollouts,
     summarise_tokens,
 )
-from tutelage.models.average import FILE as AVERAGE
 from tutelage.models.memory import halve_until_it_fits, whole_or_told
 from tutelage.models.mixture import draw_rollouts
 from tutelage.models.served.student import ServedStudent
-from tutelage.models.sharded import is_sharded, own_parts, shard
+from tutelage.models.sharded import is_sharded, shard
 from tutelage.optimizing import learning_rate, make_optimizer, take_step
-from tutelage.publishing import STUDENT, Finished, model_card, write_student
 from tutelage.ranks import ALONE, Ranks
-from tutelage.ranks.beginning import (
-    require_shared,
-)
-from tutelage.ranks.saving import save_sharded
+from tutelage.ranks.beginning import require_shared
 from tutelage.ranks.sharing import gather_rollouts, whole, whole_table
 from tutelage.ranks.stopping import abandoning, hear, told_full_memory
-from tutelage.runs.checkpoints import (
-    Checkpoint,
-    making_room,
-    prune,
-    restore_optimizer,
-    save_checkpoint,
-    saved_steps,
-    set_aside,
-    size_of_checkpoint,
-)
-from tutelage.runs.directory import (
-    Run,
-    environment,
-    finite,
-    replace_text,
-    to_json,
-)
+from tutelage.runs.checkpoints import Checkpoint
+from tutelage.runs.directory import Run, environment, finite
 from tutelage.runs.interrupts import Interrupts
 from tutelage.runs.records import metric_records
 from tutelage.runs.rollouts import rollout_from_json, rollout_to_json
 from tutelage.session import Session
 from tutelage.signals.history import History
 from tutelage.signals.ranking import warnings
-from tutelage.signals.standing import Standing
 from tutelage.timings import Timings, performance
 from tutelage.token_records import LikelyTokens, keep_not_applied
 from tutelage.types import RenderedPrompt, Rollout, TokenScores
@@ -107,10 +86,7 @@ class Trainer:
             shard(self.models.student)
         self.optimizer = make_optimizer(self.models.student, config.optimizer)
         self.overlap_k = overlap_k(config.run.metrics_k, self.models.student.vocabulary)
-        judged: Literal["accuracy", "reverse_kl"] = (
-            "accuracy" if session.verify is not None else "reverse_kl"
-        )
-        self.standing = Standing(config.evaluation.metric or judged)
+        self.keeper = Keeper(config, run, session, self.optimizer, ranks)
         self.step = self.sitting_began_at = 0
         self.micro_batch_size = config.optimizer.micro_batch_size
         self.timings = Timings()
@@ -122,7 +98,6 @@ class Trainer:
         self.pending: list[list[Rollout]] = []
         self.guidance = Guidance(config, session)
         self.examiner = Examiner(config, session, ranks)
-        self.saved: int | None = None
         self.told_full = False
 
     def begin(self) -> None:
@@ -196,9 +171,30 @@ class Trainer:
 
     def update(self, rollouts: Sequence[Rollout]) -> None:
         """One optimizer step on all rollouts, and its record."""
+        lr = learning_rate(self.config.optimizer, self.step, self.config.run.steps)
+        result = self.gradient(rollouts)
+        norm, applied = self.take_step(result, lr)
+        moved = self.move(rollouts, result) if applied else None
+        self.step += 1
+        self.pending = self.pending[1:]
+        self.models.student.policy_step = self.step
+        told = finite({"loss": result.loss, "grad_norm": norm, "update/kl": moved})
+        if not applied:
+            keep_not_applied(
+                self.run,
+                self.step,
+                rollouts,
+                result.table,
+                result.rows,
+                self.models.student.tokenizer,
+                told,
+            )
+        self.record(rollouts, result, {"applied": applied, "lr": lr, **told})
+
+    def gradient(self, rollouts: Sequence[Rollout]) -> StepGradient:
+        """The gradient of the whole step, which all ranks share."""
         settings, student = self.config.optimizer, self.models.student
-        control, average = self.config.control, self.session.average
-        lr = learning_rate(settings, self.step, self.config.run.steps)
+        control = self.config.control
         with self.abandoning(at_once=not is_sharded(student)):
             weights, share = self.prompt_weights(rollouts), self.teacher_share()
             result = self.in_parts(
@@ -222,33 +218,27 @@ class Trainer:
         if not is_sharded(student):  # those of sharded weights are summed as they come
             with self.timings("exchange"):
                 self.ranks.sum_gradients(student.model.parameters())
+        return result
+
+    def take_step(self, result: StepGradient, lr: float) -> tuple[float, bool]:
+        """Move the weights along a gradient; its norm, and whether they moved."""
+        student, average = self.models.student, self.session.average
         with self.timings("optimizer"):
             norm, applied = take_step(
                 self.optimizer,
                 student,
                 result.loss,
                 lr=lr,
-                grad_clip=settings.grad_clip,
+                grad_clip=self.config.optimizer.grad_clip,
                 usable=not bool(result.table["teacher_logprob"].isnan().any()),
             )
             if applied and average is not None:
                 average.follow(student)
-        moved = self.move(rollouts, result) if applied else None
-        self.step += 1
-        self.pending = self.pending[1:]
-        student.policy_step = self.step
-        if not applied:
-            keep_not_applied(
-                self.run,
-                self.step,
-                rollouts,
-                result.table,
-                result.rows,
-                self.models.student.tokenizer,
-                finite({"loss": result.loss, "grad_norm": norm}),
-            )
-        record: Record = {"kind": "train", "step": self.step, "applied": applied, "lr": lr}
-        record |= finite({"loss": result.loss, "grad_norm": norm, "update/kl": moved})
+        return norm, applied
+
+    def record(self, rollouts: Sequence[Rollout], result: StepGradient, told: Record) -> None:
+        """A line of metrics.jsonl for the step just taken, and one by position."""
+        record: Record = {"kind": "train", "step": self.step, **told}
         record |= finite(summarise_tokens(result.table))
         record |= finite(summarise_rollouts(rollouts, result.table, result.rows))
         record["rollout/age"] = fmean(self.step - 1 - r.policy_step for r in rollouts)
@@ -256,11 +246,11 @@ class Trainer:
         record |= performance(self.timings, record["tokens"], result.padding)
         self.log(record)
         longest = self.config.rollout.max_new_tokens
-        series = summarise_positions(result.table, result.positions, longest)
-        told = {
-            key: finite(part) if isinstance(part, dict) else part for key, part in series.items()
+        series = {
+            key: finite(part) if isinstance(part, dict) else part
+            for key, part in summarise_positions(result.table, result.positions, longest).items()
         }
-        self.run.append(self.run.path / "positions.jsonl", {"step": self.step, **told})
+        self.run.append(self.run.path / "positions.jsonl", {"step": self.step, **series})
 
     def in_parts(self, work: Callable[[int], T], rollouts: int) -> T:
         """`work(micro-batch size)`; memory that does not hold it halves the size for good."""
@@ -373,9 +363,8 @@ class Trainer:
             if stop:
                 if self.applied:
                     self.save()
-                raise GuardStop(
-                    f"{signal.name}: {signal.evidence}. To mend it: {signal.advice}. {self.anew()}"
-                )
+                why = f"{signal.name}: {signal.evidence}. To mend it: {signal.advice}"
+                raise GuardStop(f"{why}. {anew(self.run)}")
 
     def history(self) -> History:
         """What was recorded so far, as the rules of `explain` read it."""
@@ -385,15 +374,6 @@ class Trainer:
             evaluations=list(self.evaluations.values()),
             noted={n["kind"]: n["text"].split("; ")[0] for n in self.session.notes},
             goes_on=True,
-        )
-
-    def anew(self) -> str:
-        """How to go on with other settings, which --resume would refuse."""
-        steps = saved_steps(self.run.checkpoints)
-        start = f" and --student.path {steps[max(steps)]} to start from there" if steps else ""
-        return (
-            "It can go on with changed settings by --resume and --allow-change SETTING, or anew: "
-            f"another --run.dir{start}"
         )
 
     # --- evaluation --------------------------------------------------------------------------
@@ -417,7 +397,8 @@ class Trainer:
             self.run.log_event(**event)
             self.observer({**event, "kind": "note"})
         self.log(record)
-        self.keep_best(record)
+        if self.keeper.hear(self.step, record, self.applied):
+            self.save()
         return record
 
     def measure(
@@ -448,13 +429,6 @@ class Trainer:
 
         with whole(self.models.student, self.ranks):
             return self.in_parts(work, len(rollouts))
-
-    def keep_best(self, record: Record) -> None:
-        """Remember the best evaluation, and save its weights."""
-        self.saved = None  # what a checkpoint of this step should hold has changed
-        self.standing.hear(self.step, record, self.applied)
-        if self.step and self.applied and self.step in self.best_steps():
-            self.save()
 
     # --- probing -----------------------------------------------------------------------------
 
@@ -489,103 +463,24 @@ class Trainer:
         """Whether the last step moved the weights."""
         return not self.steps or bool(self.steps[-1].get("applied", True))
 
-    @property
-    def checkpoint(self) -> Path:
-        """Where this step's checkpoint is kept."""
-        return self.run.checkpoints / f"step-{self.step}"
-
-    def has_best(self) -> bool:
-        """Whether the weights of the best evaluation are kept; those of the start are no result."""
-        best = self.standing.best_step
-        return best > 0 and best in saved_steps(self.run.checkpoints)
-
     def save(self) -> None:
         """A checkpoint of the whole state at this step, unless it has one.
 
         Raises:
             GuardStop: the weights are not finite; older checkpoints are worth more.
-            MachineError: the disk has no room for it, also with all but the newest and the best
-                checkpoints removed.
+            MachineError: the disk has no room for it.
         """
-        if self.saved == self.step:
-            return
-        student = self.models.student
-        finite_here = all(bool(p.isfinite().all()) for p in own_parts(student))
-        if self.ranks.any(not finite_here):
-            raise GuardStop(
-                f"the student's weights are not finite at step {self.step}, so they are not "
-                f"saved. To mend it: lower optimizer.lr. {self.anew()}"
-            )
         state = {
             "warned": sorted(self.warned),
             "micro_batch_size": self.micro_batch_size,
             "pending": [[rollout_to_json(r) for r in step] for step in self.pending],
         }
-        average = self.session.average
-        further = {} if average is None else {AVERAGE: average.tensors()}
-        root = self.run.checkpoints
-
-        def write() -> None:
-            self.run.write_waiting()  # a checkpoint without the records before it is none
-            if is_sharded(student):
-                save_sharded(self.ranks, root, self.step, student, self.optimizer, state)
-            else:
-                save_checkpoint(root, self.step, student, self.optimizer, state, further)
-
-        if self.ranks.first or is_sharded(student):
-            making_room(
-                write,
-                root,
-                keep=self.best_steps(),
-                needed=size_of_checkpoint(student, self.optimizer),
-                otherwise=go_on(self.run),
-                prunes=self.ranks.first,
-            )
-        if self.ranks.first:
-            prune(root, self.config.run.keep, protected=self.best_steps())
-            self.point_to_best()
-        self.ranks.exchange()
-        self.saved = self.step
-
-    def best_steps(self) -> list[int]:
-        """Steps of the `run.keep_best` best evaluations after the start, the best first."""
-        best = self.standing.best(self.config.run.keep_best)
-        return [step for step in best if step]
-
-    def point_to_best(self) -> None:
-        """best.json, which only names a checkpoint that exists."""
-        path = self.run.checkpoints / "best.json"
-        if self.has_best():
-            replace_text(path, to_json({"step": self.standing.best_step}))
-        else:
-            path.unlink(missing_ok=True)
-
-    def write_student(self) -> Path:
-        """The finished student in a folder of its own, with a model card."""
-        step = self.standing.best_step if self.has_best() else self.step
-        finished = Finished(
-            config=self.config,
-            step=step,
-            steps=self.step,
-            evaluations=self.evaluations,
-            metric=self.standing.metric,
-            improved=self.has_best(),
-        )
-        folder = self.run.path / STUDENT
-        if self.ranks.first:
-            kept = self.run.checkpoints / f"step-{step}"
-            write_student(folder, kept, self.config.student, model_card(finished))
-        return folder
+        self.keeper.save(self.step, state)
 
     def restore(self, checkpoint: Checkpoint, skipped: Mapping[str, str]) -> None:
         """Continue as if the run had never stopped."""
-        if self.run.writes:
-            set_aside(self.run.checkpoints, skipped)
+        self.keeper.restore(checkpoint, skipped)
         self.run.cut_torn_lines()
-        self.saved = checkpoint.step
-        restore_optimizer(checkpoint, self.optimizer)
-        if self.session.average is not None:
-            self.session.average.restore(checkpoint.path)
         state = checkpoint.state
         self.step = self.sitting_began_at = self.models.student.policy_step = checkpoint.step
         self.micro_batch_size = state["micro_batch_size"]
@@ -598,10 +493,7 @@ class Trainer:
         self.steps = [record for record in records if record["kind"] == "train"]
         self.evaluations = {r["step"]: r for r in records if r["kind"] == "eval"}
         applied = {r["step"]: bool(r.get("applied", True)) for r in self.steps}
-        for step, record in self.evaluations.items():
-            self.standing.hear(step, record, applied.get(step, True))
-        if self.run.writes:
-            self.point_to_best()
+        self.keeper.recall(self.evaluations, applied)
         self.guidance.records = [record for record in records if record["kind"] == "probe"]
         self.models = replace(self.models, teacher=self.guidance.teacher)
 
@@ -674,7 +566,7 @@ class Trainer:
     def stalled(self) -> bool:
         """Whether evaluations stopped improving."""
         patience = self.config.evaluation.patience
-        return patience > 0 and self.standing.since_best >= patience
+        return patience > 0 and self.keeper.standing.since_best >= patience
 
     def out_of_time(self) -> bool:
         """Whether the time of this sitting, which takes one step at least, is spent."""
@@ -683,8 +575,3 @@ class Trainer:
         if hours is None or self.step == self.sitting_began_at:
             return False
         return self.ranks.decide(lambda: spent >= 3600 * hours)
-
-
-def go_on(run: Run) -> str:
-    """How a run is continued, in words."""
-    return f"continue with tutelage train -c {run.path / 'config.yaml'} --resume"

@@ -161,7 +161,7 @@ def _train_here(
             except ServerError as error:
                 trainer.note_server_failure(error)
                 raise
-            student = trainer.write_student()
+            student = trainer.keeper.write_student(trainer.step, trainer.evaluations)
             trainer.run.log_event("end", outcome=outcome, step=trainer.step)
         if hear(ranks, interrupts):
             interrupts.heed(f" when all was done; {student} is the finished student")
@@ -170,9 +170,9 @@ def _train_here(
         run=trainer.run.path,
         outcome=outcome,
         step=trainer.step,
-        checkpoint=trainer.checkpoint,
+        checkpoint=trainer.keeper.checkpoint(trainer.step),
         student=student,
-        best_step=trainer.standing.best_step if trainer.has_best() else None,
+        best_step=trainer.keeper.best_step,
         first=trainer.evaluations.get(0, {}),
         last=evaluations[-1] if evaluations else {},
     )

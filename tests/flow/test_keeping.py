@@ -101,7 +101,7 @@ def test_a_kill_while_a_checkpoint_is_replaced_loses_none(settings, monkeypatch)
     result = train(settings(run={"steps": 1, "save_every": 0}))
     root = result.run / "checkpoints"
     trainer = resume_run(settings(run={"steps": 1, "save_every": 0}), lambda record: None)
-    trainer.saved = None
+    trainer.keeper.saved = None
     rename = checkpoints.Path.rename
 
     def killed(path, target):
@@ -120,7 +120,7 @@ def test_a_step_is_saved_once(settings, monkeypatch):
     saved = []
     save = checkpoints.save_checkpoint
     monkeypatch.setattr(
-        "tutelage.trainer.save_checkpoint", lambda *a: saved.append(a[1]) or save(*a)
+        "tutelage.keeping.save_checkpoint", lambda *a: saved.append(a[1]) or save(*a)
     )
     train(settings())
     assert saved == [2, 4]
@@ -149,7 +149,7 @@ def test_steps_that_were_not_applied_are_neither_saved_nor_best(settings):
     assert caught.value.exit_code == 7
     assert trainer.step == 5
     assert max(saved_steps(trainer.run.checkpoints)) == 2
-    assert trainer.standing.best_step <= 2
+    assert trainer.keeper.standing.best_step <= 2
 
 
 def run_loop(trainer):

@@ -23,8 +23,8 @@ IN_SAVE = [
     {"where": f"{CHECKPOINTS}:replace_text"},
     {"where": f"{CHECKPOINTS}:replace_text", "after": True},
     *({"where": f"{CHECKPOINTS}:Path.rename", "call": c, "after": a} for c, a in ((1, 0), (1, 1))),
-    {"where": "tutelage.trainer:prune"},
-    {"where": "tutelage.trainer:Trainer.point_to_best"},
+    {"where": "tutelage.keeping:prune"},
+    {"where": "tutelage.keeping:Keeper.point_to_best"},
 ]
 STEPS, SAVE_EVERY, KILLS = 60, 2, 20
 

@@ -24,7 +24,7 @@ TRAINING = {
     "measuring": {"where": "tutelage.trainer:measure", "call": 2},
     "save": {"where": "tutelage.runs.checkpoints:_sync", "call": 2},
     "last save": {"where": "tutelage.runs.checkpoints:prune", "call": 2},
-    "the finished student": {"where": "tutelage.trainer:write_student"},
+    "the finished student": {"where": "tutelage.keeping:write_student"},
 }
 
 
