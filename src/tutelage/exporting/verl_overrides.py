@@ -17,111 +17,128 @@ def overrides(
     config: Config, folder: Path, rows: int, held_out: bool, gpus: int, teacher_gpus: int
 ) -> dict[str, Any]:
     """Hydra keys of verl's ppo_trainer.yaml with their values."""
-    rollout, optimizer, evaluation = config.rollout, config.optimizer, config.evaluation
-    objective, run, student = config.objective, config.run, config.student
-    share = rollout.prompts_per_step * rollout.group_size // gpus
-    micro = max(n for n in range(1, min(share, optimizer.micro_batch_size) + 1) if share % n == 0)
-    top_k = {"topk": objective.k} if isinstance(objective, TopK) else {}
-    loss = {
-        "loss_mode": LOSS_MODE,
-        **top_k,
-        "use_task_rewards": False,
-        "use_policy_gradient": False,
-        "loss_max_clamp": None,
-        "log_prob_min_clamp": None,
-    }
-    optim = {
-        "lr": optimizer.lr,
-        "betas": list(optimizer.betas),
-        "weight_decay": optimizer.weight_decay,
-        "clip_grad": optimizer.grad_clip,
-        "lr_warmup_steps": optimizer.warmup_steps,
-        "lr_scheduler_type": optimizer.schedule,
-        "min_lr_ratio": 0.1,
-    }
-    mode = "token-mean" if optimizer.aggregation == "token_mean" else "seq-mean-token-mean"
-    tree: dict[str, Any] = {
-        "data": {
-            "train_files": str(folder / "train.parquet"),
-            "val_files": str(folder / "test.parquet"),
-            "train_batch_size": rollout.prompts_per_step,
-            "max_prompt_length": config.data.max_prompt_tokens,
-            "max_response_length": rollout.max_new_tokens,
-            "filter_overlong_prompts": True,
-            "seed": run.seed,
-        },
+    tree = {
+        "data": _data(config, folder),
         "algorithm": {"adv_estimator": "grpo"},
-        "actor_rollout_ref": {
-            "model": {
-                "path": _place(student.path),
-                "enable_gradient_checkpointing": student.gradient_checkpointing,
-                **_lora(config),
-            },
-            "actor": {
-                "ppo_mini_batch_size": rollout.prompts_per_step,
-                "ppo_micro_batch_size_per_gpu": micro,
-                "loss_agg_mode": mode,
-                "grad_clip": optimizer.grad_clip,
-                "optim": optim,
-            },
-            "rollout": {
-                "name": "vllm",
-                "n": rollout.group_size,
-                "top_p": rollout.top_p,
-                "top_k": rollout.top_k or -1,
-                "tensor_model_parallel_size": 1,
-                "log_prob_micro_batch_size_per_gpu": micro,
-                "val_kwargs": {
-                    "n": evaluation.samples,
-                    "temperature": evaluation.temperature,
-                    "top_p": evaluation.top_p,
-                    "do_sample": evaluation.temperature > 0,
-                },
-            },
-        },
-        "distillation": {
-            "enabled": True,
-            "n_gpus_per_node": teacher_gpus,
-            "nnodes": 1,
-            "distillation_loss": loss,
-            "teacher_models": {
-                "teacher_model": {
-                    "model_path": _place(config.teacher_model.path),
-                    "inference": {
-                        "tensor_model_parallel_size": 1,
-                        "max_model_len": config.data.max_prompt_tokens + rollout.max_new_tokens + 1,
-                    },
-                }
-            },
-        },
+        "actor_rollout_ref": _student(config, gpus),
+        "distillation": _distillation(config, teacher_gpus),
         "reward": {
             "custom_reward_function": {
                 "path": str(folder / f"{REWARD}.py"),
                 "name": "compute_score",
             }
         },
-        "trainer": {
-            "n_gpus_per_node": gpus,
-            "nnodes": 1,
-            "total_training_steps": run.steps,
-            "total_epochs": ceil(run.steps / max(1, rows // rollout.prompts_per_step)),
-            "save_freq": run.save_every or run.steps,
-            "test_freq": (evaluation.every or run.steps) if held_out else -1,
-            "val_before_train": held_out,
-            "max_actor_ckpt_to_keep": run.keep,
-            "logger": ["console", "file", *(tracker.type for tracker in run.trackers)],
-            "project_name": "tutelage",
-            "experiment_name": Path(run.dir).name,
-            "default_local_dir": str(usable_path(run.dir).absolute()),
-        },
+        "trainer": _trainer(config, rows, held_out, gpus),
     }
     flat = dict(_flat(tree))
-    for name, value in student.template.items():
+    for name, value in config.student.template.items():
         flat[f"+data.apply_chat_template_kwargs.{name}"] = value
     # Ray's workers on other hosts import the loss too; the folder must be there as well.
     for name, value in environment(folder).items():
         flat[f"+ray_kwargs.ray_init.runtime_env.env_vars.{name}"] = value
     return flat
+
+
+def _data(config: Config, folder: Path) -> dict[str, Any]:
+    return {
+        "train_files": str(folder / "train.parquet"),
+        "val_files": str(folder / "test.parquet"),
+        "train_batch_size": config.rollout.prompts_per_step,
+        "max_prompt_length": config.data.max_prompt_tokens,
+        "max_response_length": config.rollout.max_new_tokens,
+        "filter_overlong_prompts": True,
+        "seed": config.run.seed,
+    }
+
+
+def _student(config: Config, gpus: int) -> dict[str, Any]:
+    student, rollout, optimizer = config.student, config.rollout, config.optimizer
+    evaluation = config.evaluation
+    share = rollout.prompts_per_step * rollout.group_size // gpus
+    micro = max(n for n in range(1, min(share, optimizer.micro_batch_size) + 1) if share % n == 0)
+    mode = "token-mean" if optimizer.aggregation == "token_mean" else "seq-mean-token-mean"
+    return {
+        "model": {
+            "path": _place(student.path),
+            "enable_gradient_checkpointing": student.gradient_checkpointing,
+            **_lora(config),
+        },
+        "actor": {
+            "ppo_mini_batch_size": rollout.prompts_per_step,
+            "ppo_micro_batch_size_per_gpu": micro,
+            "loss_agg_mode": mode,
+            "grad_clip": optimizer.grad_clip,
+            "optim": {
+                "lr": optimizer.lr,
+                "betas": list(optimizer.betas),
+                "weight_decay": optimizer.weight_decay,
+                "clip_grad": optimizer.grad_clip,
+                "lr_warmup_steps": optimizer.warmup_steps,
+                "lr_scheduler_type": optimizer.schedule,
+                "min_lr_ratio": 0.1,
+            },
+        },
+        "rollout": {
+            "name": "vllm",
+            "n": rollout.group_size,
+            "top_p": rollout.top_p,
+            "top_k": rollout.top_k or -1,
+            "tensor_model_parallel_size": 1,
+            "log_prob_micro_batch_size_per_gpu": micro,
+            "val_kwargs": {
+                "n": evaluation.samples,
+                "temperature": evaluation.temperature,
+                "top_p": evaluation.top_p,
+                "do_sample": evaluation.temperature > 0,
+            },
+        },
+    }
+
+
+def _distillation(config: Config, teacher_gpus: int) -> dict[str, Any]:
+    objective = config.objective
+    return {
+        "enabled": True,
+        "n_gpus_per_node": teacher_gpus,
+        "nnodes": 1,
+        "distillation_loss": {
+            "loss_mode": LOSS_MODE,
+            **({"topk": objective.k} if isinstance(objective, TopK) else {}),
+            "use_task_rewards": False,
+            "use_policy_gradient": False,
+            "loss_max_clamp": None,
+            "log_prob_min_clamp": None,
+        },
+        "teacher_models": {
+            "teacher_model": {
+                "model_path": _place(config.teacher_model.path),
+                "inference": {
+                    "tensor_model_parallel_size": 1,
+                    "max_model_len": config.data.max_prompt_tokens
+                    + config.rollout.max_new_tokens
+                    + 1,
+                },
+            }
+        },
+    }
+
+
+def _trainer(config: Config, rows: int, held_out: bool, gpus: int) -> dict[str, Any]:
+    run = config.run
+    return {
+        "n_gpus_per_node": gpus,
+        "nnodes": 1,
+        "total_training_steps": run.steps,
+        "total_epochs": ceil(run.steps / max(1, rows // config.rollout.prompts_per_step)),
+        "save_freq": run.save_every or run.steps,
+        "test_freq": (config.evaluation.every or run.steps) if held_out else -1,
+        "val_before_train": held_out,
+        "max_actor_ckpt_to_keep": run.keep,
+        "logger": ["console", "file", *(tracker.type for tracker in run.trackers)],
+        "project_name": "tutelage",
+        "experiment_name": Path(run.dir).name,
+        "default_local_dir": str(usable_path(run.dir).absolute()),
+    }
 
 
 def _lora(config: Config) -> dict[str, Any]:
