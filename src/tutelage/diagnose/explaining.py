@@ -49,7 +49,7 @@ class Explanation:
         h = self.history
         outcome: dict[str, Any] = {"outcome": h.outcome, "steps": len(h.steps)}
         for key in ("accuracy", "kl/reverse", "rollout/length"):
-            values = {"start": h.at_start(key), "end": _at_end(h, key)}
+            values = {"start": h.at_start(key), "end": h.at_end(key)}
             outcome |= {f"{key}/{when}": v for when, v in values.items() if v is not None}
         return {
             "run": str(self.run),
@@ -224,20 +224,15 @@ def _what_happened(h: History) -> str:
     }
     told = f"In {steps} {words[h.outcome]}"
     numbers = []
-    for key, label in (("accuracy", "accuracy"), ("kl/reverse", "reverse KL")):
-        before, after = h.at_start(key), _at_end(h, key)
+    for key, label, form, unit in (
+        ("accuracy", "accuracy", ".3g", ""),
+        ("kl/reverse", "reverse KL", ".3g", ""),
+        ("rollout/length", "length", ".1f", " tokens"),
+    ):
+        before, after = h.at_start(key), h.at_end(key)
         if before is not None and after is not None:
-            numbers.append(f"{label} {before:.3g} -> {after:.3g}")
-    first, last = h.first("rollout/length"), h.last("rollout/length")
-    if first is not None and last is not None:
-        numbers.append(f"length {first:.1f} -> {last:.1f} tokens")
+            numbers.append(f"{label} {before:{form}} -> {after:{form}}{unit}")
     return told + (f": {', '.join(numbers)}." if numbers else ".")
-
-
-def _at_end(h: History, key: str) -> float | None:
-    if h.end is not None and key in h.end:
-        return float(h.end[key])
-    return h.last(key)
 
 
 def _lower(text: str) -> str:

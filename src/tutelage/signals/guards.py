@@ -60,7 +60,7 @@ def length(records: Records, factor: float, window: int) -> Signal | None:
     return Signal(
         name="length_inflation" if grew else "length_collapse",
         severity="warning",
-        evidence=f"mean length went from {means[0]:.1f} to {means[1]:.1f} tokens",
+        evidence=f"the rollouts' mean length went from {means[0]:.1f} to {means[1]:.1f} tokens",
         advice=(
             "check that both sides stop at the same ids; lower rollout.max_new_tokens"
             if grew

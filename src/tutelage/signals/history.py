@@ -53,6 +53,12 @@ class History:
                 return float(record[key])
         return self.first(key)
 
+    def at_end(self, key: str) -> float | None:
+        """The last evaluation's value, else that of the last steps."""
+        if self.end is not None and key in self.end:
+            return float(self.end[key])
+        return self.last(key)
+
     def first(self, key: str) -> float | None:
         """Mean over the first steps that have it."""
         values = self.series(key)[:WINDOW]
