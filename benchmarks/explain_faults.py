@@ -233,6 +233,11 @@ def support(place: Place, severity: str) -> Tree:
     return {"objective": {"type": "top_k", "k": k, "tail": "drop"}}
 
 
+def narrow(place: Place, severity: str) -> Tree:
+    """Four of the student's tokens, or its likeliest alone, and a bucket for the rest."""
+    return {"objective": {"type": "top_k", "k": 1 if severity == SEVERE else 4}}
+
+
 def stale(place: Place, severity: str) -> Tree:
     """Rollouts are trained on 8 steps after they were drawn, or 24."""
     return {"rollout": {"delay_steps": 24 if severity == SEVERE else 8}}
@@ -278,6 +283,7 @@ FAULTS: dict[str, Callable[[Place, str], Tree]] = {
         learning_rate,
         sampled,
         support,
+        narrow,
         stale,
         server,
     )
@@ -408,6 +414,7 @@ NAMED = {
     "limit": "response_limit",
     "sampled": "reward_tail",
     "support": "truncated_support",
+    "narrow": "narrow_support",
     "stale": "stale_rollouts",
     "server": "broken_teacher",
 }

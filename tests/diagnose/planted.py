@@ -106,6 +106,11 @@ PLANTED = {
         steps=steps(**{"support/teacher_mass": (0.85, 0.85)}),
         evaluations=evaluations(**FLAT),
     ),
+    "narrow_support": healthy(
+        config=config(objective={"type": "top_k", "k": 4}),
+        steps=steps(**{"support/teacher_mass": (0.955, 0.955)}),
+        evaluations=evaluations(**FLAT),
+    ),
     "reward_tail": healthy(
         config=config(objective={"type": "sampled"}), evaluations=evaluations(**FLAT)
     ),

@@ -2,6 +2,7 @@
 
 from typing import get_args
 
+import numpy as np
 import pytest
 from planted import (
     DEEP,
@@ -19,6 +20,7 @@ from planted import (
 from tutelage.config import Warned
 from tutelage.ops.intervals import proportion_interval
 from tutelage.signals.history import History
+from tutelage.signals.mass import unnamed_states
 from tutelage.signals.ranking import RULES, rank, unread, warnings
 
 
@@ -172,10 +174,42 @@ def test_a_reward_with_a_bound_has_no_tail():
     assert found(healthy(config=bounded, evaluations=evaluations(**FLAT))) == {}
 
 
-def test_a_bucket_holds_what_the_support_leaves_out():
+def test_a_bucket_holds_what_a_teacher_without_a_favourite_leaves_out():
     few = config(objective={"type": "top_k", "k": 2})
-    records = steps(**{"support/teacher_mass": (0.85, 0.85)})
-    assert found(healthy(config=few, steps=records)) == {}
+    records = steps(**{"support/teacher_mass": (0.85, 0.85), "entropy/teacher": (0.4, 0.4)})
+    told = evaluations(**FLAT, **{"entropy/student": 0.1})
+    assert "narrow_support" not in found(healthy(config=few, steps=records, evaluations=told))
+
+
+@pytest.mark.parametrize(
+    ("after", "shared", "held", "confidence"),
+    [
+        (0.34, 0.93, (0.95, 0.95), "high"),
+        (0.1, 0.93, (0.95, 0.95), None),  # a student that falls has been pushed
+        (0.9, 0.93, (0.95, 0.95), None),
+        (0.34, 0.5, (0.95, 0.95), None),  # nor would a wider one show it the teacher's way
+        (0.34, 0.93, (0.999, 0.5), None),  # a student that left its path since
+    ],
+)
+def test_a_support_is_too_narrow_where_a_student_stood_still(after, shared, held, confidence):
+    records = steps(**{"support/teacher_mass": held})
+    told = evaluations(after=after, **{"overlap/mass_student": shared})
+    names = found(healthy(steps=records, evaluations=told))
+    assert names.get("narrow_support") == confidence
+
+
+def test_the_share_of_states_that_a_support_leaves_unnamed_is_never_overstated():
+    rng, tight = np.random.default_rng(0), 0
+    for _ in range(300):
+        sharpness = rng.choice([0.05, 0.2, 1.0])
+        q = rng.dirichlet(np.full(rng.integers(3, 30), sharpness), size=rng.integers(1, 40))
+        held = q[:, : rng.integers(1, q.shape[1])].sum(-1)
+        entropy = -(q * np.log(np.maximum(q, 1e-300))).sum(-1)
+        record = {"support/teacher_mass": held.mean(), "entropy/teacher": entropy.mean()}
+        share = unnamed_states(History(steps=[record]))
+        assert share <= (held < 0.5).mean() + 1e-12
+        tight += share > 0.1
+    assert tight > 30
 
 
 def test_stale_rollouts_are_seen_also_where_the_student_no_longer_moves():
@@ -237,6 +271,7 @@ def test_a_student_that_is_no_better_yet_is_no_warning_and_one_that_is_worse_is(
 def test_every_name_that_a_guard_may_stop_at_is_that_of_a_rule():
     of_guards = {"truncation", "length_inflation", "length_collapse", "engine_drift", "non_finite"}
     never = {"precision", "vocabulary", "unreliable_depth", "entropy_collapse"}
+    never |= {"narrow_support"}  # sure only of a run that is over
     sure = {rule.__name__ for rule in RULES} - never
     assert set(get_args(Warned)) == sure | of_guards
 

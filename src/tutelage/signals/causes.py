@@ -72,6 +72,7 @@ class Cause:
 
 
 DRIFT = 1e-3  # reported: nats a token between engines
+FOREIGN_MASS = 0.8  # shared, of the student's; reported: 97 to 99 % in runs that succeed
 FIRST_TOKEN = 3.0  # times the body's reverse KL
 SURE_AND_WRONG = 0.25
 TEACHER_CUT = 0.3  # share of the teacher's answers cut, from which its accuracy is not its own
@@ -148,7 +149,7 @@ def cuts(h: History) -> list[str]:
 
 def lengths(h: History) -> list[str]:
     """What became of the answers' length, as evidence."""
-    first, last = h.first("rollout/length"), h.last("rollout/length")
+    first, last = h.at_start("rollout/length"), h.at_end("rollout/length")
     if first is None or last is None or abs(last - first) < 0.1 * first:
         return []
     return [f"the student's answers went from {first:.1f} to {last:.1f} tokens"]

@@ -6,6 +6,7 @@ from statistics import fmean
 from tutelage.signals import guards
 from tutelage.signals.causes import (
     DYNAMICS,
+    FOREIGN_MASS,
     SYMPTOM,
     TEACHER_CUT,
     Cause,
@@ -24,7 +25,6 @@ STEP_KL = 0.05  # nats a token; reported: more than that a step, all through the
 STEP_KL_PLAINLY = 0.5  # over WINDOW steps in a row
 TARGET_STEP_KL = 0.01
 KNOWS_NOTHING, KNOWS_LITTLE = 0.65, 0.8  # AUROC of the sequence reward; reported: < .55
-FOREIGN_MASS = 0.8  # reported: 97 to 99 % in runs that succeed
 FAR = 1.0  # nats a token of reverse KL at the start
 REPEATS, REPEATS_MORE = 0.1, 2.0  # share of 4-grams; reported: more than twice the start
 LOST_ENTROPY = 0.5  # reported: H_S below half of H_T

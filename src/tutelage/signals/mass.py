@@ -1,8 +1,21 @@
 """Rules on limits, supports, tails of the reward and the age of rollouts."""
 
-from tutelage.config import Bucket, Drop, NoBaseline, ReferenceCode, Renormalise, Sampled, TopK
+import math
+from statistics import fmean
+
+from tutelage.config import (
+    Bucket,
+    Drop,
+    NoBaseline,
+    ReferenceCode,
+    Renormalise,
+    Sampled,
+    TeacherTarget,
+    TopK,
+)
 from tutelage.signals.causes import (
     DRIFT,
+    FOREIGN_MASS,
     MASS,
     TRUNCATED_MUCH,
     TRUNCATED_SOME,
@@ -12,10 +25,12 @@ from tutelage.signals.causes import (
     number,
     outcome,
     runs_on,
+    teacher_is_no_better,
 )
-from tutelage.signals.history import History
+from tutelage.signals.history import WINDOW, History
 
 OUTSIDE_TEACHER, OUTSIDE_STUDENT = 0.9, 0.02  # reported: T(K) < .9; S(K) falls by 2 points
+UNNAMED = 0.01  # share of states, from which a student that stood still was held back
 LONG_TAIL, REWARD_P99 = -5.0, 2.0  # nats; reported: p99 > 2 precedes collapse
 OLD = 2.0  # reported: steps of age from which stale rollouts hurt the reverse KL
 
@@ -77,6 +92,53 @@ def truncated_support(h: History) -> Cause | None:
         advice="give the rest a bucket, and compare 16 tokens or more",
         change={"objective.tail": {"type": "bucket"}, "objective.k": max(16, objective.k)},
         source="top-k mass leak (verl #7856; 2604.13016, equation 5)",
+        signal="support/teacher_mass",
+    )
+
+
+def unnamed_states(h: History) -> float | None:
+    """A share of the states, at least, at which most of the teacher lies outside the support.
+
+    With the mass m outside at a state, the teacher's entropy there is at least that of the coin m,
+    which is 2 ln 2 m or more up to m = 1/2. So what the mean of m exceeds the mean entropy over
+    2 ln 2 by is of states where m is above 1/2, and m is 1 at most.
+    """
+    held, entropy = (h.series(key)[:WINDOW] for key in ("support/teacher_mass", "entropy/teacher"))
+    if not held or not entropy:
+        return None
+
+    def least(steps: int) -> float:
+        return 1 - fmean(held[:steps]) - fmean(entropy[:steps]) / (2 * math.log(2))
+
+    # Also at the first step: large steps may have led the student away within the window.
+    return min(least(1), least(WINDOW))
+
+
+def narrow_support(h: History) -> Cause | None:
+    """The bucket says that the teacher wants another token, and not which."""
+    objective = None if h.config is None else h.config.objective
+    if not isinstance(objective, TopK) or not isinstance(objective.tail, Bucket):
+        return None
+    if not isinstance(objective.target, TeacherTarget):
+        return None  # the mass recorded is of the target, the entropy of the teacher
+    share, shared = unnamed_states(h), h.at_start("overlap/mass_student")
+    if share is None or share < UNNAMED or (shared is not None and shared < FOREIGN_MASS):
+        return None  # of a teacher that thinks otherwise a wider support would show no more
+    if not h.was_hurt or h.outcome == "worse":
+        return None  # it holds a student back, and does not push it down
+    return Cause(
+        name="narrow_support",
+        confidence="medium" if teacher_is_no_better(h) else "high",
+        stage=MASS,
+        text="The token that the teacher wants is often not among those that the objective names",
+        evidence=(
+            f"at {share:.1%} of the first steps' tokens, or more, most of the teacher lies outside "
+            f"the {objective.k} tokens of the {objective.support} that are compared",
+            *outcome(h),
+        ),
+        advice="compare more tokens (objective.k), or the teacher's likeliest (objective.support)",
+        change={"objective.k": max(16, 2 * objective.k)},
+        source="k = 1 and k = 4 of the student's (docs/lab.md, suite support)",
         signal="support/teacher_mass",
     )
 

@@ -20,6 +20,7 @@ RULES: tuple[Rule, ...] = (
     static.engine_mismatch,
     mass.response_limit,
     mass.truncated_support,
+    mass.narrow_support,
     mass.reward_tail,
     mass.stale_rollouts,
     d.learning_rate,
@@ -65,6 +66,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "engine_mismatch": ("rollout/drift_k3",),
     "response_limit": ("rollout/truncated",),
     "truncated_support": ("support/teacher_mass",),
+    "narrow_support": ("support/teacher_mass", "entropy/teacher"),
     "reward_tail": ("reward/p01",),
     "stale_rollouts": ("rollout/age",),
     "learning_rate": ("update/kl",),
@@ -85,7 +87,7 @@ def unread(history: History) -> list[str]:
     objective = None if history.config is None else history.config.objective.type
     silent = []
     for name, keys in NEEDS.items():
-        if name == "truncated_support" and objective not in (None, "top_k"):
+        if name.endswith("_support") and objective not in (None, "top_k"):
             continue
         if name == "reward_tail" and objective not in (None, "sampled"):
             continue
