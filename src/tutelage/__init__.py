@@ -7,7 +7,7 @@ use, so that `import tutelage` costs nothing.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from tutelage.version import __version__
 
 if TYPE_CHECKING:
     from tutelage.alignment.job import align

@@ -5,7 +5,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from tutelage.models.checkpoints import HUB_ID, is_hub_id
 from tutelage.models.loading import load_model
 from tutelage.runs.checkpoints import MANIFEST
 from tutelage.runs.directory import open_run
+from tutelage.version import __version__
 
 STUDENT = "student"
 _OF_THE_RUN = (MANIFEST, "state.json", "optimizer*.safetensors", AVERAGE)
@@ -130,7 +130,7 @@ def card(
         f"| teacher | {_teacher(config)} |",
         *(f"| {name} | {value} |" for name, value in facts.items()),
         f"| weights | {_weights(student)} |",
-        f"| made with | tutelage {version('tutelage')} |",
+        f"| made with | tutelage {__version__} |",
         "",
         "## Held-out evaluation",
         "",
@@ -181,7 +181,7 @@ def push(run: str | Path, repository: str, *, public: bool = False) -> str:
             api.upload_folder(
                 repo_id=repository,
                 folder_path=folder,
-                commit_message=f"Upload the student of a tutelage {version('tutelage')} run",
+                commit_message=f"Upload the student of a tutelage {__version__} run",
             )
         )
     except LocalTokenNotFoundError:
