@@ -97,6 +97,13 @@ def test_ties_go_to_the_lower_id():
         for k in range(1, width + 1):
             found = top_k_ids(scores, k).sort(-1).values
             assert torch.equal(found, order[:, :k].sort(-1).values)
+    for width in (5000, 5041, 9999):  # long rows are looked at in blocks
+        for values in (5, 4000, 10**6):
+            scores = torch.randint(0, values, (7, width), generator=generator).float()
+            order = scores.sort(dim=-1, descending=True, stable=True).indices
+            for k in (1, 2, 7):
+                found = top_k_ids(scores, k).sort(-1).values
+                assert torch.equal(found, order[:, :k].sort(-1).values)
 
 
 def test_supports_equal_set_arithmetic_without_duplicates():
