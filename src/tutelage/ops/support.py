@@ -45,7 +45,8 @@ def _largest(scores: Float[Tensor, "N V"], k: int) -> tuple[Tensor, Tensor]:
     """The k largest scores of each row, falling, and ids that have them.
 
     On a CPU `torch.topk` copies whole rows before it selects. The largest lie in the k blocks with
-    the largest maxima, so where rows are long only those are looked at, in a fifth to a half of the time.
+    the largest maxima, and looking at those alone takes a fifth to a half of the time where rows
+    are long.
     """
     width = scores.shape[-1]
     if scores.device.type != "cpu" or width < 512 * k:
