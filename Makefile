@@ -69,6 +69,7 @@ format: .venv/dev.done
 # torch goes first and by its exact version: a range would take a build for GPUs where
 # a CPU build is at hand.
 .venv/base.done: pyproject.toml constraints.txt
+	@echo "Installing the tested versions into .venv (1.6 GB on disk); pip says nothing until it is done."
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) $(TORCH)
 	$(PIP) --editable .

@@ -215,6 +215,7 @@ def _commands(path: Path, run: Path) -> list[str]:
     """Where to go on."""
     config = f"-c {shlex.quote(str(path))}"
     told = {
+        f"tutelage preview {config}": "the exact tokens both sides read",
         f"tutelage check {config}": "will this pair work? a verdict before training",
         f"tutelage plan {config}": "memory and tokens",
         f"tutelage train {config}": f"then train; tutelage watch {shlex.quote(str(run))}",

@@ -122,6 +122,10 @@ PLANTED = {
     "learning_rate": healthy(
         steps=steps(**{"update/kl": (5.0, 1.0)}), evaluations=evaluations(after=0.0)
     ),
+    "small_steps": healthy(
+        steps=steps(**{"update/kl": (3e-6, 3e-6)}),
+        evaluations=evaluations(**FLAT, **{"overlap/mass_student": 0.74}),
+    ),
     "thinking_pattern": healthy(
         evaluations=evaluations(after=0.05, **{"overlap/mass_student": 0.6})
     ),

@@ -1,5 +1,6 @@
 """Each rule fires on its signal, and not beside it."""
 
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -67,6 +68,14 @@ def test_a_symptom_is_found_alone_and_stands_behind_a_sure_cause(name):
     causes = rank(with_cause)
     assert [cause.name for cause in causes] == ["learning_rate", name]
     assert causes[1].confidence == "medium"
+
+
+def test_small_steps_that_could_have_reached_the_teacher_are_not_accused():
+    """20 steps of d nats reach 400 d; the teacher is .7 away."""
+    for size, accused in ((1.7e-4, True), (1.8e-4, False)):
+        run = healthy(steps=steps(**{"update/kl": (size, size)}), evaluations=evaluations(**FLAT))
+        assert ("small_steps" in found(run)) is accused
+        assert "small_steps" not in found(replace(run, goes_on=True))
 
 
 def test_deep_disagreement_is_no_more_than_a_hint():
@@ -271,7 +280,7 @@ def test_a_student_that_is_no_better_yet_is_no_warning_and_one_that_is_worse_is(
 def test_every_name_that_a_guard_may_stop_at_is_that_of_a_rule():
     of_guards = {"truncation", "length_inflation", "length_collapse", "engine_drift", "non_finite"}
     never = {"precision", "vocabulary", "unreliable_depth", "entropy_collapse"}
-    never |= {"narrow_support"}  # sure only of a run that is over
+    never |= {"narrow_support", "small_steps"}  # sure only of a run that is over
     sure = {rule.__name__ for rule in RULES} - never
     assert set(get_args(Warned)) == sure | of_guards
 

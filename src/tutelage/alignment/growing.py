@@ -127,14 +127,19 @@ def grow_all(
 
 
 def records_of(
-    bench: Bench, tree: Tree, map_units: MapUnits = in_process, config: Config | None = None
+    bench: Bench,
+    tree: Tree,
+    map_units: MapUnits = in_process,
+    config: Config | None = None,
+    *,
+    heard: Callable[[int], None] = lambda done: None,
 ) -> list[Record]:
-    """The record of every branch, each with its name as `unit`."""
-    return [
-        {"unit": name, **record}
-        for part in grow_all(bench, tree, map_units, config=config)
-        for name, record in part
-    ]
+    """The record of every branch, each with its name as `unit`; `heard` is told their number."""
+    records: list[Record] = []
+    for part in grow_all(bench, tree, map_units, config=config):
+        records += ({"unit": name, **record} for name, record in part)
+        heard(len(records))
+    return records
 
 
 def no_config() -> Bench:

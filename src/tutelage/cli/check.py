@@ -53,6 +53,8 @@ def check(
                 say(f"{record['prompt_set']}: the student has answered.")
             elif record["kind"] == "stage":
                 say(f"{record['prompt_set']}: {record['doing']}.")
+            elif record["kind"] == "progress":
+                say(f"{record['done']:,} of {record['of']:,} branches are rolled out.")
             elif record["kind"] == "note":
                 say(f"{record['text']}.")
             elif record["kind"] == "look":

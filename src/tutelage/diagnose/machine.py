@@ -33,6 +33,18 @@ FLOORS = {
 }
 """Versions below which a known fault is open, and the fault. Of vLLM the server's own counts."""
 
+EXTRAS = {
+    "hub": "prompts from a hub",
+    "lora": "student.lora",
+    "ray": "--engine ray, many workers",
+    "rescue": "rescue prompts, near copies",
+    "semantic": "rescue prompts, search by meaning",
+    "serve": "a teacher or student at a vLLM server",
+    "track": "TensorBoard, trackio and wandb",
+    "verify": "the math verifier, reasoning_gym prompts",
+}
+"""What each extra is for. Those for work on the project itself are not told."""
+
 Part = Literal["environment", "server"]
 Status = Literal["ok", "note", "fault"]
 
@@ -148,7 +160,7 @@ def _extras() -> Iterator[Finding]:
     for line in requires("tutelage") or ():
         requirement = Requirement(line)
         extra = re.search(r"extra == ['\"]([^'\"]+)", str(requirement.marker or ""))
-        if extra is None or extra[1] == "dev":
+        if extra is None or extra[1] not in EXTRAS:
             continue
         missing.setdefault(extra[1], [])
         try:
@@ -157,7 +169,7 @@ def _extras() -> Iterator[Finding]:
             missing[extra[1]].append(requirement.name)
     for name, packages in missing.items():
         found = f"not installed: {', '.join(packages)}" if packages else "installed"
-        advice = f"pip install 'tutelage[{name}]' if you need it" if packages else ""
+        advice = f"for {EXTRAS[name]}: pip install 'tutelage[{name}]'" if packages else ""
         yield Finding("environment", f"extra {name}", "note" if packages else "ok", found, advice)
 
 

@@ -1,5 +1,6 @@
 """Every teacher measured on one set of questions."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -55,6 +56,8 @@ from tutelage.types import Rollout
 Observer = Callable[[dict[str, Any]], None]
 _SHOWN = 200
 """Characters of an answer that a note quotes."""
+_SHOW_EVERY_S = 5.0
+"""Between two lines of how far the rollouts are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +93,17 @@ def measure_all(setting: Setting, observer: Observer) -> Measurements:
     def tell(doing: str) -> None:
         observer({"kind": "stage", "prompt_set": setting.name, "doing": doing})
 
+    shown = time.monotonic()
+
+    def tell_progress(done: int, of: int) -> None:
+        nonlocal shown
+        if time.monotonic() - shown > _SHOW_EVERY_S and done < of:
+            observer({"kind": "progress", "done": done, "of": of})
+            shown = time.monotonic()
+
     if setting.verify is not None and config.check.budget:
         tell(f"rolling out from chosen tokens, {config.check.budget:,} at most")
-    found, notes = align_small(setting, drawn)
+    found, notes = align_small(setting, drawn, tell_progress)
     continued = choose_answers(drawn, config.check.continued) if setting.verify else []
     if continued:
         tell(f"continuing {len(continued)} answers at {len(config.check.depths)} depths")

@@ -1,6 +1,6 @@
 """One prompt set with everyone who is compared on it, and the small alignment of a check."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from tutelage.alignment.bench import Bench, conclude, places, plant
@@ -61,8 +61,15 @@ class Setting:
         )
 
 
-def align_small(setting: Setting, drawn: Sequence[Rollout]) -> tuple[Alignment | None, list[str]]:
-    """A small alignment on the natural rollouts at hand, or why there is none."""
+def align_small(
+    setting: Setting,
+    drawn: Sequence[Rollout],
+    heard: Callable[[int, int], None] = lambda done, of: None,
+) -> tuple[Alignment | None, list[str]]:
+    """A small alignment on the natural rollouts at hand, or why there is none.
+
+    `heard` is told now and then how many branches are rolled out, of how many.
+    """
     config, where = setting.config, f"{setting.name}: no alignment: "
     if setting.verify is None:
         return None, [where + "answers are not verified"]
@@ -103,7 +110,13 @@ def align_small(setting: Setting, drawn: Sequence[Rollout]) -> tuple[Alignment |
             f"{setting.name}: check.budget {config.check.budget:,} pays for an alignment on "
             f"{asked} of {len(setting.questions)} questions"
         )
-    records = records_of(bench, tree, setting.map_units, config)
+    records = records_of(
+        bench,
+        tree,
+        setting.map_units,
+        config,
+        heard=lambda done: heard(done, len(tree.branches)),
+    )
     return conclude(bench, tree, records), notes
 
 

@@ -24,7 +24,9 @@ from tutelage.signals.history import WINDOW, History
 STEP_KL = 0.05  # nats a token; reported: more than that a step, all through the run
 STEP_KL_PLAINLY = 0.5  # over WINDOW steps in a row
 TARGET_STEP_KL = 0.01
+REACH, RAISED_STEP_KL, MOST_RAISED = 0.1, 0.001, 100.0
 KNOWS_NOTHING, KNOWS_LITTLE = 0.65, 0.8  # AUROC of the sequence reward; reported: < .55
+NEAR = 0.01  # nats a token of reverse KL: there is little to learn
 FAR = 1.0  # nats a token of reverse KL at the start
 REPEATS, REPEATS_MORE = 0.1, 2.0  # share of 4-grams; reported: more than twice the start
 LOST_ENTROPY = 0.5  # reported: H_S below half of H_T
@@ -64,6 +66,41 @@ def learning_rate(h: History) -> Cause | None:
         advice="lower optimizer.lr, and warm up",
         change={} if lower is None else {"optimizer.lr": lower},
         source="sensitivity to the learning rate (KL a step > .05; NeMo-RL)",
+        signal="update/kl",
+    )
+
+
+def small_steps(h: History) -> Cause | None:
+    """All steps together cannot have brought the student near its teacher.
+
+    The square root of a small KL is a length, so steps of `d_i` nats move the policy by no more
+    than `(sum sqrt(d_i))^2`, as they do where all go in one direction.
+    """
+    moves, start = h.series("update/kl"), h.at_start("kl/reverse")
+    if h.goes_on or h.outcome != "flat" or len(moves) < WINDOW or start is None:
+        return None
+    reach = sum(math.sqrt(max(0.0, move)) for move in moves) ** 2
+    if start < NEAR or reach >= REACH * start:
+        return None
+    lr, middle = None if h.config is None else h.config.optimizer.lr, h.middle("update/kl") or 0.0
+    # KL grows with the square of a small step.
+    factor = min(MOST_RAISED, math.sqrt(RAISED_STEP_KL / max(middle, 1e-12)))
+    evidence = [
+        f"{len(moves)} steps moved the policy by {number(reach)} nats a token at most, and its "
+        f"teacher was {number(start)} away",
+        f"half of the steps moved it by less than {number(middle)}",
+    ]
+    if lr is not None:
+        evidence.append(f"optimizer.lr is {lr:g}")
+    return Cause(
+        name="small_steps",
+        confidence="medium" if teacher_is_no_better(h) else "high",
+        stage=DYNAMICS,
+        text="The student hardly moved, so nothing is known of its teacher's advice yet",
+        evidence=(*evidence, *outcome(h)),
+        advice="raise optimizer.lr, or train for more steps",
+        change={} if lr is None or factor <= 1 else {"optimizer.lr": float(f"{lr * factor:.1g}")},
+        source="the triangle inequality of small steps",
         signal="update/kl",
     )
 
@@ -121,7 +158,8 @@ def thinking_pattern(h: History) -> Cause | None:
     far = divergence is not None and divergence > FAR
     confidence: Confidence
     if mass < FOREIGN_MASS:
-        confidence = "high" if able and h.was_hurt else "medium"
+        moved = small_steps(h) is None
+        confidence = "high" if able and h.was_hurt and moved else "medium"
         if gap is not None and not able:
             confidence = "low"
     elif able and far and h.outcome == "worse":

@@ -24,6 +24,7 @@ RULES: tuple[Rule, ...] = (
     mass.reward_tail,
     mass.stale_rollouts,
     d.learning_rate,
+    d.small_steps,
     d.thinking_pattern,
     d.no_new_knowledge,
     d.unreliable_depth,
