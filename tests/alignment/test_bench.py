@@ -18,7 +18,11 @@ from tutelage.errors import DataError, UsageError
 
 
 def run(bench, tree):
-    return records_of(bench, tree)
+    told = []
+    records = records_of(bench, tree, heard=told.append)
+    assert told == sorted(told)
+    assert told[-1] == len(records) == len(tree.branches)
+    return records
 
 
 def exact(world, node, tree):
