@@ -18,7 +18,8 @@ Settled before the first run:
   which are the same code for both sides, are not counted. Runs of the sides take turns. A run
   that does not reach its target counts as taking longer than all of its steps took.
 
-With `--arms` it tells what single changes of our settings would do, at our best learning rate.
+With `--arms` it tells what single changes of our settings would do, at our best learning rate; all
+of them, or those named.
 
 What is done is kept in OUTPUT/TASK.jsonl, and the same command goes on. Prints the table.
 """
@@ -29,7 +30,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
@@ -278,7 +279,7 @@ def main() -> None:
     parser.add_argument("--task", choices=list(TASKS), default="embedded")
     parser.add_argument("--models", type=Path)
     parser.add_argument("--output", type=Path, default=Path("out"))
-    parser.add_argument("--arms", action="store_true")
+    parser.add_argument("--arms", nargs="*", choices=list(ARMS))
     parser.add_argument("--arm", help=argparse.SUPPRESS)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
@@ -296,12 +297,13 @@ def main() -> None:
             for side in SIDES:
                 run_missing(done, file, options, side, seed, rate)
     print("\n".join(table(task, done)))
-    if options.arms:
+    if options.arms is not None:
+        arms = options.arms or list(ARMS)
         rate = best_rate(task, done, "tutelage")
         for seed in task.seeds:
-            for arm in ARMS:
+            for arm in arms:
                 run_missing(done, file, options, "tutelage", seed, rate, arm)
-        print("\n".join(table_of_arms(done, rate)))
+        print("\n".join(table_of_arms(done, rate, arms)))
 
 
 def read(file: Path) -> list[dict[str, Any]]:
@@ -348,11 +350,11 @@ def best_rate(task: Task, done: list[dict[str, Any]], side: str) -> float:
     return min(task.rates, key=lambda rate: median(seconds_of(done, side, rate)))
 
 
-def table_of_arms(done: list[dict[str, Any]], rate: float) -> list[str]:
+def table_of_arms(done: list[dict[str, Any]], rate: float, arms: Sequence[str]) -> list[str]:
     """Markdown: seconds with one change, and how many times those without it, seed by seed."""
     plain = seconds_of(done, "tutelage", rate)
     lines = [f"| one change, at {rate} | s | times as long |", "|---|---|---|"]
-    for arm in ARMS:
+    for arm in arms:
         times = seconds_of(done, "tutelage", rate, arm)
         middle = median(times)
         cell = "not reached" if middle == float("inf") else f"{middle:.1f}"
