@@ -77,7 +77,12 @@ def test_overwrite_deletes_runs_alone(settings, tmp_path, capsys):
     (precious / "photos").mkdir(parents=True)
     path = tmp_path / "run.yaml"
     path.write_text(dump_config(settings()))
-    for place in (str(precious), f"{tmp_path}/home/photos/..", str(path)):
+    folder = "no run directory"
+    for place, told in (
+        (str(precious), folder),
+        (f"{tmp_path}/home/photos/..", folder),
+        (str(path), "is a file, so no run may replace it"),
+    ):
         assert main(["train", "-c", str(path), "--overwrite", "--run.dir", place]) == 2
-        assert "no run directory" in capsys.readouterr().err
+        assert told in capsys.readouterr().err
     assert list(precious.iterdir()) == [precious / "photos"]
