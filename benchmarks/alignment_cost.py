@@ -10,15 +10,13 @@ runs/alignment-lab, or in the folder given after the name.
 """
 
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
-from alignment_lab import TEACHERS, bench_of_all, key_of, read_truth, table
+from alignment_lab import TEACHERS, bench_of_all, key_of, read_truth, run_part, table
 from numpy import ndarray
 
 from tutelage.alignment.bench import plant
@@ -320,15 +318,5 @@ def share_of(curve: Sequence[tuple[float, float]], tokens: float, error: float) 
 PARTS: dict[str, Callable[[Path], None]] = {"as-measured": cost, "noisy": cost_noisy}
 
 
-def main() -> None:
-    """Run one part."""
-    torch.set_num_threads(1)
-    name = sys.argv[1]
-    folder = Path(sys.argv[2] if len(sys.argv) > 2 else "runs/alignment-lab")
-    started = time.perf_counter()
-    PARTS[name](folder)
-    print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
-
-
 if __name__ == "__main__":
-    main()
+    run_part(PARTS)

@@ -448,15 +448,15 @@ PARTS: dict[str, Callable[[Path], None]] = {
 }
 
 
-def main() -> None:
-    """Run one part."""
+def run_part(parts: Mapping[str, Callable[[Path], None]]) -> None:
+    """The part that the command line names."""
     torch.set_num_threads(1)
     name = sys.argv[1]
     folder = Path(sys.argv[2] if len(sys.argv) > 2 else "runs/alignment-lab")
     started = time.perf_counter()
-    PARTS[name](folder)
+    parts[name](folder)
     print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    main()
+    run_part(PARTS)

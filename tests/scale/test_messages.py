@@ -4,10 +4,14 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from tutelage.errors import MachineError
 from tutelage.ranks import Ranks
+from tutelage.ranks.beginning import require_own_gpus
 from tutelage.ranks.cores import on_own_cores, share
 from tutelage.ranks.group import AgreedFullMemory, AgreedStop
 from tutelage.ranks.sharing import gather_rollouts
@@ -129,3 +133,24 @@ def test_ranks_of_a_host_keep_to_cores_of_their_own_as_long_as_they_train():
         assert inside(("a", "a"), lambda own: [own, own], threads=len(before)) == before
     finally:
         os.sched_setaffinity(0, before)
+
+
+def test_ranks_that_were_given_one_gpu_are_told_so(monkeypatch):
+    monkeypatch.setattr(
+        "tutelage.ranks.beginning.choose_device", lambda name, role: torch.device(name)
+    )
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda gpu: SimpleNamespace(uuid=gpu.index)
+    )
+
+    def begin(devices):
+        def work(ranks):
+            ranks.hosts = ("one", "one", "two")
+            require_own_gpus(ranks, devices[ranks.rank])
+
+        together(work)
+
+    begin(["cuda:0", "cuda:1", "cuda:2"])
+    begin(["cpu", "cpu", "cpu"])
+    with pytest.raises(MachineError, match="ranks 0 and 2 were given one GPU on two"):
+        begin(["cuda:0", "cuda:1", "cuda:0"])

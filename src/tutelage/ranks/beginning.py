@@ -30,7 +30,7 @@ def require_same_start(ranks: Ranks, config: Config, settings: Mapping[str, obje
     found = environment()
     require_alike(ranks, {"python": found["python"], **found["versions"]}, "versions")
     require_alike(ranks, settings, "settings")
-    _require_own_gpus(ranks, config.student.device)
+    require_own_gpus(ranks, config.student.device)
     count = config.rollout.prompts_per_step
     if count % ranks.size:
         error = UsageError(
@@ -41,7 +41,12 @@ def require_same_start(ranks: Ranks, config: Config, settings: Mapping[str, obje
         raise error
 
 
-def _require_own_gpus(ranks: Ranks, name: str) -> None:
+def require_own_gpus(ranks: Ranks, name: str) -> None:
+    """Refuse two ranks on one GPU.
+
+    Raises:
+        MachineError: there are some, alike on all ranks.
+    """
     # NCCL refuses a GPU of two ranks too, but in the middle of the first step and in other words.
     device = choose_device(name, "student")
     own = torch.cuda.get_device_properties(device) if device.type == "cuda" else None

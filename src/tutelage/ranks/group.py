@@ -97,7 +97,6 @@ class Ranks:
         raise error
 
     def _exchange(self, status: int, content: bytes) -> list[bytes]:
-
         told = bytearray(_HEAD.pack(status, len(content)) + content)
         with self.unbroken(), told_lost():
             said = self._told(told[:_AT_ONCE], _AT_ONCE)
