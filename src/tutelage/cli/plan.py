@@ -2,11 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from tutelage.cli.arguments import parse_with_settings, print_json, put
+
+if TYPE_CHECKING:
+    from tutelage.config import Config
+    from tutelage.sizing.profiles import Hardware, Measured
 
 
 def run(words: Sequence[str]) -> None:
@@ -66,18 +70,10 @@ def plan(
             return
 
         from tutelage.sizing.hosts import plan_hosts
-        from tutelage.sizing.profiles import read_profile, write_profile
 
-        known = None if profile is None else read_profile(profile)
-        if measure is not None:
-            from tutelage.sizing.measuring import measure_as_placed
-
-            if known is not None:
-                raise UsageError("--profile and --measure both tell of the device; give one")
-            known, first = measure_as_placed(settings)
-            if not first:
-                return
-            write_profile(known, measure)
+        known = _device(settings, profile, measure)
+        if known is None and measure is not None:
+            return  # the first rank tells
         found = plan_hosts(
             settings,
             hosts=hosts,
@@ -101,3 +97,23 @@ def plan(
             put(f"\n---- {title} ----\n{text}")
 
     return call
+
+
+def _device(
+    settings: "Config", profile: str | None, measure: Path | None
+) -> "Hardware | Measured | None":
+    """What is known of a device; None also of ranks that only helped the first to measure."""
+    from tutelage.errors import UsageError
+    from tutelage.sizing.profiles import read_profile, write_profile
+
+    if measure is None:
+        return None if profile is None else read_profile(profile)
+    from tutelage.sizing.measuring import measure_as_placed
+
+    if profile is not None:
+        raise UsageError("--profile and --measure both tell of the device; give one")
+    known, first = measure_as_placed(settings)
+    if not first:
+        return None
+    write_profile(known, measure)
+    return known

@@ -63,22 +63,10 @@ def joined(settings: Distributed, interrupts: Interrupts) -> Iterator[tuple[Rank
         UsageError: ranks without the setting, or the setting without ranks.
         RankLost: others never joined, or are gone.
     """
-    place = place_in_launch()
-    if isinstance(settings, SingleProcess):
-        if place is not None and place[1] > 1:
-            raise UsageError(
-                f"{place[1]} processes were started for one run, but distributed.type is none, so "
-                "each would train alone in the same directory. Set distributed: {type: ddp}, or "
-                "fsdp2 where one device does not hold the student, or start one process"
-            )
+    place = _required_place(settings)
+    if place is None or isinstance(settings, SingleProcess):
         yield ALONE, Watch()
         return
-    if place is None:
-        raise UsageError(
-            f"distributed.type is {settings.type}, but no launcher started this process: RANK and "
-            f"WORLD_SIZE are not set. Start it as {_START}, or leave `distributed` out to train "
-            "in one process"
-        )
     import torch
     import torch.distributed as dist
     from torch.distributed.distributed_c10d import PrefixStore
@@ -96,21 +84,12 @@ def joined(settings: Distributed, interrupts: Interrupts) -> Iterator[tuple[Rank
     watch = Watch(rank, size, host, tells=tells, silence_s=settings.silence_s)
     watch.interrupts = interrupts
     watch.start(store)
-    wait = timedelta(seconds=settings.timeout_s)
     try:
         try:
             with told_lost():
+                wait = timedelta(seconds=settings.timeout_s)
                 if ours:
-                    backend = "gloo"
-                    if torch.cuda.is_available():
-                        local = int(os.environ.get("LOCAL_RANK", "0"))
-                        # A launcher may show each rank its own device alone.
-                        torch.cuda.set_device(local % torch.cuda.device_count())
-                        backend = "cpu:gloo,cuda:nccl"
-                    group = PrefixStore("group", store)
-                    dist.init_process_group(
-                        backend, store=group, rank=rank, world_size=size, timeout=wait
-                    )
+                    _form_group(store, rank, size, wait)
                 control = dist.new_group(backend="gloo", timeout=wait)
                 ranks = Ranks(rank, size, control=control, unbroken=interrupts.unbroken)
                 ranks.hosts = ranks.gather_json(host)
@@ -137,6 +116,46 @@ def joined(settings: Distributed, interrupts: Interrupts) -> Iterator[tuple[Rank
             _leave_to_itself()
         if ours and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _required_place(settings: Distributed) -> tuple[int, int] | None:
+    """Rank and number of ranks; None of the only process of a run.
+
+    Raises:
+        UsageError: ranks without the setting, or the setting without ranks.
+    """
+    place = place_in_launch()
+    if isinstance(settings, SingleProcess):
+        if place is not None and place[1] > 1:
+            raise UsageError(
+                f"{place[1]} processes were started for one run, but distributed.type is none, so "
+                "each would train alone in the same directory. Set distributed: {type: ddp}, or "
+                "fsdp2 where one device does not hold the student, or start one process"
+            )
+        return None
+    if place is None:
+        raise UsageError(
+            f"distributed.type is {settings.type}, but no launcher started this process: RANK and "
+            f"WORLD_SIZE are not set. Start it as {_START}, or leave `distributed` out to train "
+            "in one process"
+        )
+    return place
+
+
+def _form_group(store: Any, rank: int, size: int, wait: timedelta) -> None:
+    """The process group that tensors travel in, each rank with a device of its own."""
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
+
+    backend = "gloo"
+    if torch.cuda.is_available():
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        # A launcher may show each rank its own device alone.
+        torch.cuda.set_device(local % torch.cuda.device_count())
+        backend = "cpu:gloo,cuda:nccl"
+    group = PrefixStore("group", store)
+    dist.init_process_group(backend, store=group, rank=rank, world_size=size, timeout=wait)
 
 
 @contextmanager

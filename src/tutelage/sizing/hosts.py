@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from tutelage.config import Config, TopK, parse_config
@@ -171,24 +171,12 @@ def plan_hosts(
         UsageError: a step that cannot be dealt, settings that several ranks refuse.
         MachineError: the student or the teacher does not fit.
     """
-    given = profile if isinstance(profile, Hardware) else None
-    devices = devices_per_host or (given.devices_per_host if given else 1)
-    memory_gb = device_memory_gb or (given.memory_gb if given else None)
-    if memory_gb is None:
-        raise UsageError(
-            "the memory of a device is not known; give --device-memory-gb, or a --profile that "
-            "tells it"
-        )
+    devices, limit = _devices(profile, devices_per_host, device_memory_gb)
     served = config.teacher_model.server is not None
     serving_hosts = _serving_hosts(hosts, teacher_hosts, served)
     ranks = (hosts - serving_hosts) * devices
-    student_folder = open_folder(config.student.path, "student", config.student.revision)
-    teacher_folder = open_folder(
-        config.teacher_model.path, "teacher", config.teacher_model.revision, weights=not served
-    )
-    student, teacher = shape_of(student_folder), shape_of(teacher_folder)
+    student, teacher = _shapes(config)
     _require_dealt(config, ranks, devices, serving_hosts)
-    limit = int(memory_gb * GB)
     config, memory = _fitting(config, student, ranks, limit, teacher_here=not served)
     kind = config.distributed.type
     tensor_parallel, serving = _serving(teacher, limit, devices) if served else (1, 0)
@@ -196,17 +184,15 @@ def plan_hosts(
     prompt = prompt_tokens or _prompt_tokens(config, profile)
     device = profile.device if isinstance(profile, Measured) else "cuda"
     work = workload(config, prompt, lengths, device)
-    layout = Layout(ranks=ranks, kind=kind, teacher_devices=serving_hosts * devices)
     cost = None
     if profile is not None:
-        link = _link(profile, ranks, devices)
-        cost = step_cost(
-            work, _speeds(profile, config, student, teacher), replace(layout, link=link)
-        )
+        link, serve = _link(profile, ranks, devices), serving_hosts * devices
+        layout = Layout(ranks=ranks, kind=kind, link=link, teacher_devices=serve)
+        cost = step_cost(work, _speeds(profile, config, student, teacher), layout)
     launch = Launch(
         hosts=hosts,
         devices=devices,
-        gpus=given is not None or config.student.device != "cpu",
+        gpus=isinstance(profile, Hardware) or config.student.device != "cpu",
         teacher_hosts=serving_hosts,
         teacher_devices=tensor_parallel,
         kind=kind,
@@ -226,7 +212,7 @@ def plan_hosts(
         memory=memory,
         serving=serving,
         cost=cost,
-        projected=given is not None or ranks > 1,
+        projected=isinstance(profile, Hardware) or ranks > 1,
         basis=_basis(profile, lengths, prompt, config),
         sbatch=sbatch(launch),
         ray_cluster=ray_cluster(launch),
@@ -260,6 +246,31 @@ def workload(
         trained=sizes.trained_parameters,
         references=int(sizes.reference_parameters > 0),
         listed=listed,
+    )
+
+
+def _devices(
+    profile: Hardware | Measured | None, per_host: int | None, memory_gb: float | None
+) -> tuple[int, int]:
+    """Devices of a host, and bytes of one: as given, else as the profile has them."""
+    known = profile if isinstance(profile, Hardware) else None
+    memory_gb = memory_gb or (known.memory_gb if known else None)
+    if memory_gb is None:
+        raise UsageError(
+            "the memory of a device is not known; give --device-memory-gb, or a --profile that "
+            "tells it"
+        )
+    return per_host or (known.devices_per_host if known else 1), int(memory_gb * GB)
+
+
+def _shapes(config: Config) -> tuple[Shape, Shape]:
+    """Of student and teacher; of a served teacher the weights need not be here."""
+    own, theirs = config.student, config.teacher_model
+    return (
+        shape_of(open_folder(own.path, "student", own.revision)),
+        shape_of(
+            open_folder(theirs.path, "teacher", theirs.revision, weights=theirs.server is None)
+        ),
     )
 
 
