@@ -37,3 +37,4 @@ def test_a_run_goes_on_from_any_file_or_our_error(fuzz, finished_run, tmp_path, 
         assert steps == sorted(steps)
 
     fuzz(read, contents, examples=12)
+    assert fuzz.refused < fuzz.examples  # else nothing above was looked at

@@ -14,8 +14,10 @@ from tutelage.cli import main
 from tutelage.config import dump_config, load_config, parse_config
 from tutelage.errors import MachineError, UsageError
 from tutelage.runs.directory import Run
+from tutelage.sizing.cost import Rate, Speeds
 from tutelage.sizing.hosts import plan_hosts
-from tutelage.sizing.profiles import known_hardware, read_profile
+from tutelage.sizing.lengths import always
+from tutelage.sizing.profiles import Measured, known_hardware, read_profile
 
 H100 = read_profile("h100")
 SERVED = {"url": "http://127.0.0.1:8000"}
@@ -173,12 +175,6 @@ FAULTS = {
         UsageError,
         "set teacher.server",
     ),
-    "a teacher that no host holds": (
-        {"teacher": {"server": SERVED}},
-        {"hosts": 2, "device_memory_gb": 1e-5},
-        MachineError,
-        "does not fit|teacher's weights",
-    ),
     "a served student": (
         {"student": {"server": SERVED}},
         {"hosts": 2},
@@ -221,7 +217,45 @@ def test_the_command_prints_all_of_it_and_calls_a_projection_one(settings, tmp_p
     assert "memory_gb" in capsys.readouterr().err
 
 
-def test_a_profile_of_other_models_or_without_a_link_is_refused(settings, tmp_path):
+def test_a_teacher_that_no_host_holds_is_refused(settings, gpt2_pair, tmp_path):
+    """Its weights are at a server, so its config alone is here."""
+    shape = {**json.loads((gpt2_pair[1] / "config.json").read_text()), "n_embd": 8192}
+    (tmp_path / "large").mkdir()
+    (tmp_path / "large" / "config.json").write_text(json.dumps({**shape, "n_layer": 80}))
+    config = settings(teacher={"path": str(tmp_path / "large"), "server": SERVED})
+    asked = {"hosts": 2, "profile": H100}
+    assert plan_hosts(config, devices_per_host=8, **asked).teacher_devices > 1
+    with pytest.raises(MachineError, match=r"teacher's weights take \d+ GB"):
+        plan_hosts(config, devices_per_host=1, **asked)
+
+
+def test_a_profile_of_other_models_or_without_a_link_is_refused(settings):
+    config, rate = settings(), Rate(1e-3, 1e-6)
+    names = ("prefill", "decode", "teacher", "student", "head", "look", "optimizer", "record")
+    seconds = dict.fromkeys(("rollout_s", "answer_s", "disk_byte_s"), 1e-9)
+    measured = Measured(
+        name="this machine",
+        device="cpu",
+        student=config.student.path,
+        teacher=config.teacher_model.path,
+        speeds=Speeds(**dict.fromkeys(names, rate), **seconds),
+        lengths=always(10),
+        prompt_tokens=8,
+        seconds=1,
+    )
+
+    def planned(hosts, **changes):
+        known = measured.model_copy(update=changes)
+        return plan_hosts(config, hosts=hosts, device_memory_gb=1, profile=known)
+
+    assert planned(1).cost is not None
+    with pytest.raises(UsageError, match="was measured with elsewhere and"):
+        planned(1, student="elsewhere")
+    with pytest.raises(UsageError, match="the profile knows no link"):
+        planned(2)
+
+
+def test_every_profile_that_comes_along_can_be_read_and_no_other(tmp_path):
     for name in known_hardware():
         assert read_profile(name).memory_gb > 0
     with pytest.raises(UsageError, match="cannot read profile"):

@@ -148,7 +148,8 @@ def judge_pair(evidence: Evidence, signals: Sequence[Signal] = ()) -> Verdict:
         or _by_advantage(evidence)
     )
     others = [r for r in _aside(evidence, signals) if r.name != deciding.name]
-    word: Word = "go" if deciding.says == "for" else deciding.says  # type: ignore[assignment]
+    assert deciding.says != "note", f"{deciding.name} decides nothing by itself"
+    word: Word = "go" if deciding.says == "for" else deciding.says
     return Verdict(word=word, reasons=(deciding, *others))
 
 
@@ -236,11 +237,10 @@ def _never_stops(e: Evidence) -> Reason | None:
 
 
 def _by_advantage(e: Evidence) -> Reason:
-    nothing_new = e.gap is not None and e.gap.high <= SMALL_GAP
     if e.advantage is None:
-        return _without_advantage(e, nothing_new)
+        return _without_advantage(e)
     if e.advantage.is_above:
-        if nothing_new:
+        if _has_nothing_new(e):
             return _no_gain(e, f"its choices help ({e.advantage}), but ")
         if e.gap is None or e.gap.is_above or (e.rescue is not None and e.rescue.is_above):
             return Reason(
@@ -266,15 +266,15 @@ def _by_advantage(e: Evidence) -> Reason:
             text="following the teacher lowers the chance of a right answer: advantage "
             f"{e.advantage}",
         )
-    if nothing_new:
+    if _has_nothing_new(e):
         return _no_gain(e, f"its choices neither help nor harm ({e.advantage}), and ")
     if _is_foreign(e) and e.gap is not None and e.gap.is_above:
         return _foreign(e, f"no help was found (advantage {e.advantage})")
     return _not_told(f"the advantage of its choices is {e.advantage}")
 
 
-def _without_advantage(e: Evidence, nothing_new: bool) -> Reason:
-    if nothing_new:
+def _without_advantage(e: Evidence) -> Reason:
+    if _has_nothing_new(e):
         return _no_gain(e, "")
     if e.gap is None:
         if _is_foreign(e):
@@ -312,15 +312,16 @@ def _by_familiar_answers(e: Evidence) -> Reason | None:
     """
     if not _is_foreign(e) or e.gap is None or not e.gap.is_above:
         return None
-    f, gain, reach, passable = e.familiar, e.familiar_gain, e.within_reach, e.passable
-    seen = f is not None and gain is not None and gain.is_above
+    familiar, gain, reach, passable = e.familiar, e.familiar_gain, e.within_reach, e.passable
+    helped = familiar is not None and gain is not None and gain.is_above
+    may_walk_over = passable is not None and passable.low >= WITHIN_REACH
     reasons: list[str] = []
-    if seen:
+    if helped:
         reasons.append(
-            f"the student writes {_percent(f)} as the teacher might, and from early in those the "
-            f"teacher succeeds more often by {gain}"
+            f"the student writes {_percent(familiar)} as the teacher might, and from early in "
+            f"those the teacher succeeds more often by {gain}"
         )
-    if passable is not None and passable.low >= WITHIN_REACH:
+    if may_walk_over:
         reasons.append(
             f"{_percent(passable)} of the teacher's right answers hold no step that the student "
             "would not take"
@@ -330,8 +331,8 @@ def _by_familiar_answers(e: Evidence) -> Reason | None:
     if not reasons:
         return None
     told = f"most of its answers are foreign to the teacher, but {', and '.join(reasons)}"
-    is_seen = seen and f is not None and f.value >= FAMILIAR
-    if is_seen or (passable is not None and passable.low >= WITHIN_REACH):
+    often = familiar is not None and familiar.value >= FAMILIAR
+    if may_walk_over or (helped and often):
         return Reason(
             name="familiar",
             says="for",
@@ -345,6 +346,10 @@ def _by_familiar_answers(e: Evidence) -> Reason | None:
 def _percent(share: Measured | None) -> str:
     assert share is not None
     return f"{share.value:.1%} [{max(share.low, 0):.1%}, {share.high:.1%}]"
+
+
+def _has_nothing_new(e: Evidence) -> bool:
+    return e.gap is not None and e.gap.high <= SMALL_GAP
 
 
 def _is_foreign(e: Evidence) -> bool:

@@ -32,11 +32,13 @@ def _objective(name: str, **changes: Any) -> Distil:
 
 
 def _support(support: str, *, normalise: bool | None = None) -> Distil:
+    """Eight tokens of a support, weighed as the paper's code does."""
     tail = {"type": "reference_code", "normalise": normalise}
     return _objective("top_k", k=8, support=support, tail=tail)
 
 
-def _size(k: int) -> Distil:
+def _likeliest(k: int) -> Distil:
+    """The student's `k` likeliest tokens, weighed as the paper's code does."""
     return _objective("top_k", k=k, tail={"type": "reference_code"})
 
 
@@ -45,8 +47,8 @@ def _template(name: str) -> Distil:
     return Distil(student="student", teacher="gated", settings={"student": both, "teacher": both})
 
 
-def _further_from_the_ends(seed: Seed, arm: str, share: float) -> float | None:
-    """How much of the advantage at the first cut is left at the last, minus `share` of it."""
+def _left_at_the_last_cut(seed: Seed, arm: str, share: float) -> float | None:
+    """The advantage at the last cut, minus this share of that at the first."""
     first, last = seed.advantage(arm, 1), seed.advantage(arm, len(DEPTHS) - 1)
     return None if first is None or last is None else last - share * first
 
@@ -208,7 +210,7 @@ SUITES: dict[str, Suite] = {
             ),
             Part(
                 says="the same from three quarters on, minus half of that",
-                of=lambda s: _further_from_the_ends(s, "cut", 0.5),
+                of=lambda s: _left_at_the_last_cut(s, "cut", 0.5),
                 below=0.0,
             ),
         ),
@@ -314,9 +316,9 @@ SUITES: dict[str, Suite] = {
         ".458, .463 for k = 1, 4, 16, 64",
         arms={
             "sampled": _objective("sampled"),
-            "k = 1": _size(1),
-            "k = 4": _size(4),
-            "k = 16": _size(16),
+            "k = 1": _likeliest(1),
+            "k = 4": _likeliest(4),
+            "k = 16": _likeliest(16),
         },
         parts=(
             Part(

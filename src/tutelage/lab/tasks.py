@@ -139,6 +139,7 @@ class Task(ABC):
         rows, slots = operands.shape
         if slots < _HELD_OUT_FROM_LENGTH:
             return np.zeros(rows, dtype=np.bool_)
+        # One number for each problem: its digits, how many they are, and where it starts.
         code = operands @ (10 ** np.arange(slots, dtype=np.int64)) + slots * 10**9
         if self.has_start:
             code = code + problems[:, 0] * 10**10
@@ -154,6 +155,7 @@ class Task(ABC):
         if style.gate is not None:
             return self._gated(rng, rows, slots, style)
         problems = self.problems(rng, rows, slots, style.hard_share)
+        # Both are written whatever is asked for, so that all styles draw the same problems.
         forward = self._solutions(rng, problems, style.skill, reverse=False)
         backward = self._solutions(rng, problems, style.skill, reverse=True)
         main, other = (forward, backward) if style.pattern == "forward" else (backward, forward)

@@ -33,12 +33,15 @@ class HostPlan:
     """A run on hosts, before anything is started."""
 
     hosts: int
+    """All of them."""
     devices_per_host: int
+    """Accelerators of each."""
     teacher_hosts: int
     """Hosts whose devices serve the teacher; 0 has it on every rank."""
     teacher_devices: int
     """Devices of one teacher server."""
     ranks: int
+    """Processes that train, a device each."""
     kind: Kind
     """How the student is held."""
     device_bytes: int
@@ -54,8 +57,11 @@ class HostPlan:
     basis: str
     """What the cost rests on."""
     sbatch: str
+    """A script for SLURM."""
     ray_cluster: str
+    """A file for `ray up`."""
     ray_job: str
+    """What to submit to that cluster."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -186,8 +192,8 @@ def plan_hosts(
     work = workload(config, prompt, lengths, device)
     cost = None
     if profile is not None:
-        link, serve = _link(profile, ranks, devices), serving_hosts * devices
-        layout = Layout(ranks=ranks, kind=kind, link=link, teacher_devices=serve)
+        link, serving_devices = _link(profile, ranks, devices), serving_hosts * devices
+        layout = Layout(ranks=ranks, kind=kind, link=link, teacher_devices=serving_devices)
         cost = step_cost(work, _speeds(profile, config, student, teacher), layout)
     launch = Launch(
         hosts=hosts,
