@@ -16,8 +16,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from alignment_lab import TEACHERS, bench_of_all, key_of, read_truth, run_part, table
+from alignment_lab import TEACHERS, bench_of_all, key_of, read_truth, run_part
 from numpy import ndarray
+from results import print_table
 
 from tutelage.alignment.bench import plant
 from tutelage.alignment.nodes import REST, State, choose_nodes
@@ -272,10 +273,10 @@ def compare_designs(label: str, world: Population, seed: int, replicates: int) -
         f"node and no noise {np.sqrt(np.mean((np.array(floor) - truth_a) ** 2)):.3f}, "
         f"{replicates} replicates\n"
     )
-    table(["success", "design", "amount", "tokens", *KINDS, "reliability"], rows)
+    print_table(["success", "design", "amount", "tokens", *KINDS, "reliability"], rows)
     for kind, found in curves.items():
         base = found[UNIFORM][1:]
-        table(
+        print_table(
             ["success", kind, *(f"{t:,.0f} tokens, error {e:.3f}" for t, e in base)],
             [
                 [label, name, *(share_of(curve, tokens, error) for tokens, error in base)]

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy import ndarray
+from results import print_table
 
 from tutelage.alignment.bench import Bench, plant
 from tutelage.alignment.growing import grow, records_of
@@ -243,16 +244,6 @@ def run(bench: Bench, tree: Tree) -> list[dict]:
     return records_of(bench, tree)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a Markdown table."""
-    print("| " + " | ".join(head) + " |")
-    print("|" + "---|" * len(head))
-    for row in rows:
-        cells = [f"{x:.3f}" if isinstance(x, float) else str(x) for x in row]
-        print("| " + " | ".join(cells) + " |")
-    print(flush=True)
-
-
 # --- seconds ---------------------------------------------------------------------------------
 
 
@@ -286,7 +277,7 @@ def wall(folder: Path, rounds: int = 3) -> None:
             seconds[name].append(time.perf_counter() - started)
     medians = {name: float(np.median(values)) for name, values in seconds.items()}
     print(f"{plan['targeted_rollouts']} rollouts, {len(tree.branches)} branches", file=sys.stderr)
-    table(
+    print_table(
         ["way", "tokens", "seconds, median", "all", "times ours"],
         [
             [
@@ -392,7 +383,7 @@ def sharing(folder: Path, seed: int = 51) -> None:
                 shared / sum(alone),
             ]
         )
-    table(
+    print_table(
         [
             "nodes",
             "teachers",
@@ -432,7 +423,7 @@ def memory(folder: Path, each: int = 2000) -> None:
             marks.pop(0)
             if not marks:
                 break
-    table(["after", "decoded tokens", "bytes of records", "seconds", "peak MiB"], rows)
+    print_table(["after", "decoded tokens", "bytes of records", "seconds", "peak MiB"], rows)
 
 
 def peak() -> int:

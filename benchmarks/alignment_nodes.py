@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from alignment_lab import EVERY_NODE, TEACHERS, as_records, bench_of_all, read_truth, run, table
+from alignment_lab import EVERY_NODE, TEACHERS, as_records, bench_of_all, read_truth, run
 from numpy import ndarray
+from results import print_table
 
 from tutelage.alignment.bench import plant
 from tutelage.alignment.measured import Nodes, gather, node_scores
@@ -72,9 +73,9 @@ def nodes(folder: Path, seeds: Sequence[int] = range(100, 106)) -> None:
                 by_question.append([*label, *of_questions(exact, found, c)])
                 pooled.append([*label, *of_pools(exact, found, c)])
     head = ["R", "counted", "teacher"]
-    table([*head, *AT_NODES], by_node)
-    table([*head, *OF_QUESTIONS], by_question)
-    table([*head, *OF_POOLS], pooled)
+    print_table([*head, *AT_NODES], by_node)
+    print_table([*head, *OF_QUESTIONS], by_question)
+    print_table([*head, *OF_POOLS], pooled)
 
 
 AT_NODES = (

@@ -8,11 +8,12 @@ Prints the tables of docs/alignment.md. Every part has its own seed.
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 from numpy import ndarray
+from results import print_table
 
 from tutelage.lab.trees import Tree, measure_trees, random_trees, tree_from_logits, walk
 from tutelage.ops.alignment import moves, node, published
@@ -27,16 +28,6 @@ OBJECTIVES: dict[str, Callable[[Tree], ndarray]] = {
     "sequence KL": lambda t: moves.sequence_kl(t.p, t.q, t.downstream),
 }
 SAMPLED_NODES = {"per_window": 1, "windows": [0, 1, 1]}
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a Markdown table."""
-    print("| " + " | ".join(head) + " |")
-    print("|" + "---|" * len(head))
-    for row in rows:
-        cells = [f"{x:.3f}" if isinstance(x, float) else str(x) for x in row]
-        print("| " + " | ".join(cells) + " |")
-    print(flush=True)
 
 
 def scores_of(trees: Tree, move: ndarray, measured: object) -> NodeScores:
@@ -77,8 +68,8 @@ def sums(seed: int = 20) -> None:
             off = dot / np.sqrt(square * move_size) - exact[:, None]
             line.append(float(np.median(np.abs(off))))
         errors.append(line)
-    table(["objective", "mean z of dot", "of U", "of size", "largest |z|"], rows)
-    table(["objective", "n = 16", "64", "256"], errors)
+    print_table(["objective", "mean z of dot", "of U", "of size", "largest |z|"], rows)
+    print_table(["objective", "n = 16", "64", "256"], errors)
 
 
 POPULATIONS: dict[str, dict[str, object]] = {
@@ -135,7 +126,7 @@ def coverage(seed: int = 21, draws: int = 300, size: int = 4000) -> None:
             error = float(np.sqrt(np.mean(np.square(errors))))
             line.append(f"{held / known:.3f} ({plain / known:.3f}; {error:.3f}; {unknown})")
         rows.append(line)
-    table(["population", "A", "8 questions", "16", "32", "64"], rows)
+    print_table(["population", "A", "8 questions", "16", "32", "64"], rows)
 
 
 def null_nodes(
@@ -178,7 +169,7 @@ def null(seed: int = 22, repeats: int = 300) -> None:
             shares = float(1 - covers.mean()), float(1 - signals.mean())
             rows.append([rollouts, label, float(gaps.mean()), error, *shares])
     head = ["R", "own outcome counted", "wrong - right", "s.e.", "excludes 0", "no signal reported"]
-    table(head, rows)
+    print_table(head, rows)
 
 
 def ancestors(seed: int = 23, questions: int = 150, rollouts: int = 20) -> None:
@@ -227,7 +218,7 @@ def ancestors(seed: int = 23, questions: int = 150, rollouts: int = 20) -> None:
             values = np.array(off[name, verdict])
             line.append(f"{values.mean():+.3f} ± {values.std() / np.sqrt(len(values)):.3f}")
         rows.append(line)
-    table(["credit", "right spines", "wrong spines"], rows)
+    print_table(["credit", "right spines", "wrong spines"], rows)
 
 
 def planning(seed: int = 24, replicates: int = 4000) -> None:
@@ -265,7 +256,7 @@ def planning(seed: int = 24, replicates: int = 4000) -> None:
         for plan_name, values in spread.items():
             ratios = [float(a / b) for a, b in zip(spread["uniform"], values, strict=True)]
             rows.append([name, plan_name, *ratios])
-    table(["population", "plan", "variance of dot, uniform / plan", "of U"], rows)
+    print_table(["population", "plan", "variance of dot, uniform / plan", "of U"], rows)
 
 
 def cosines(seed: int = 25) -> None:
@@ -292,7 +283,7 @@ def cosines(seed: int = 25) -> None:
                  pooled.alignment.value, float(dot / np.sqrt(square * size)), pooled.reliability]
             )  # fmt: skip
     head = ["teacher", "R", "mean cosine", "its truth", "A", "its truth", "reliability"]
-    table(head, rows)
+    print_table(head, rows)
 
 
 def _after(forest: Tree) -> list[ndarray]:
@@ -333,7 +324,7 @@ def stages(seed: int = 26, times: int = 400_000) -> None:
             z = (values.mean() - truth) / (values.std() / np.sqrt(times))
             line.append(f"{values.mean() / truth - 1:+.2%} (z = {z:+.1f})")
         rows.append(line)
-    table(["number", "truth", "joined", "counts added"], rows)
+    print_table(["number", "truth", "joined", "counts added"], rows)
 
 
 def selection(seed: int = 27, rollouts: int = 16) -> None:
@@ -357,7 +348,7 @@ def selection(seed: int = 27, rollouts: int = 16) -> None:
             ("kept, scored by both halves", everything[chosen]),
         )
     ]
-    table(["nodes", "mean cosine", "s.e."], rows)
+    print_table(["nodes", "mean cosine", "s.e."], rows)
 
 
 def single(seed: int = 29, replicates: int = 20) -> None:
@@ -388,7 +379,7 @@ def single(seed: int = 29, replicates: int = 20) -> None:
                 for x in held.values()
             ]
             rows.append([name, rollouts, *shares])
-    table(["population", "R", "unbiased: all states (open ones)", "cautious"], rows)
+    print_table(["population", "R", "unbiased: all states (open ones)", "cautious"], rows)
 
 
 PARTS = (sums, coverage, null, ancestors, planning, cosines, stages, selection, single)

@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from results import read_rows
+
 STEPS = 160
 HELD_OUT = 500
 GAIN = 0.05
@@ -183,11 +185,7 @@ def main() -> None:
     parser.add_argument("--round", choices=tuple(ROUNDS), default="first")
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
-    done = (
-        [json.loads(line) for line in given.output.read_text().splitlines()]
-        if given.output.exists()
-        else []
-    )
+    done = read_rows(given.output)
     if given.table:
         print(table(done))
         return

@@ -22,6 +22,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from results import read_rows
+
 STEPS, ROLLOUTS, HELD_OUT = 40, 32, 200
 LR = 2e-3
 DEVELOPMENT, KEPT_ASIDE, FRESH = HALVES = ("development", "kept aside", "fresh")
@@ -492,11 +494,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
-    done = (
-        [json.loads(line) for line in given.output.read_text().splitlines()]
-        if given.output.exists()
-        else []
-    )
+    done = read_rows(given.output)
     if given.again:
         done = [explained(row, given.keep) for row in done]
         given.output.write_text("".join(json.dumps(row) + "\n" for row in done))

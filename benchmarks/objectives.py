@@ -17,6 +17,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from results import read_rows
+
 STEPS = 100
 SEEDS = (0, 1, 2)
 LEARNING_RATES = (3e-4, 1e-3, 3e-3)
@@ -122,8 +124,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
-    lines = arguments.output.read_text().splitlines() if arguments.output.exists() else []
-    rows = [json.loads(line) for line in lines]
+    rows = read_rows(arguments.output)
     if arguments.table:
         print(table(rows))
         return

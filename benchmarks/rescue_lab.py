@@ -18,6 +18,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from results import read_rows
 
 from tutelage.config import Config, DataConfig, ModelConfig, parse_config
 from tutelage.evaluation import evaluate_model
@@ -82,12 +83,7 @@ class Seed:
 
     def once(self, arm: str, work: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """The result of an arm, from the file where it is done."""
-        known = (
-            [json.loads(line) for line in self.results.read_text().splitlines()]
-            if self.results.exists()
-            else []
-        )
-        for record in known:
+        for record in read_rows(self.results):
             if record["arm"] == arm:
                 return record
         started, used = time.monotonic(), time.process_time()

@@ -19,6 +19,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from results import read_rows
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "servers"))
 
 STEPS = 80
@@ -82,10 +84,10 @@ def main() -> None:
     parser.add_argument("--vllm", type=Path, default=Path(".venv-vllm/bin/python"))
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
-    rows = _read(arguments.output)
+    rows = read_rows(arguments.output)
     if not arguments.table:
         _run_missing(arguments.vllm, arguments.output, {(r["mode"], r["seed"]) for r in rows})
-        rows = _read(arguments.output)
+        rows = read_rows(arguments.output)
     print(table(rows))
 
 
@@ -153,10 +155,6 @@ def _run_missing(python: Path, output: Path, done: set[tuple[str, int]]) -> None
                     stream.write(json.dumps(row) + "\n")
                 shown = {key: value for key, value in row.items() if key != "rewards"}
                 print(json.dumps(shown), file=sys.stderr, flush=True)
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 if __name__ == "__main__":
