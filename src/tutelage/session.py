@@ -143,15 +143,11 @@ def prepare(config: Config, student_path: str | None = None) -> Session:
     models, average = _load_models(config, student_path)
     sampler, servers = _connect(config, models)
     require_objective(config, models.student)
-    rendered, too_long = [], []
-    for part in (prompts, held_out):
-        kept, dropped = render_both_sides(
-            config, part, models.student.tokenizer, models.teacher.tokenizer
-        )
-        rendered.append(kept)
-        too_long.append(dropped)
-    _require_prompts(config, rendered[0], too_long[0])
-    everything = [*rendered[0], *rendered[1]]
+    tokenizers = models.student.tokenizer, models.teacher.tokenizer
+    training, long_training = render_both_sides(config, prompts, *tokenizers)
+    measured, long_measured = render_both_sides(config, held_out, *tokenizers)
+    _require_prompts(config, training, long_training)
+    everything = [*training, *measured]
     limits = {
         "rollout.max_new_tokens": config.rollout.max_new_tokens,
         "evaluation.max_new_tokens": config.evaluation.max_new_tokens or 0,
@@ -162,7 +158,7 @@ def prepare(config: Config, student_path: str | None = None) -> Session:
             view = [p.for_teacher() if role == "teacher" else p for p in everything]
             require_context(model, role, max(len(p.ids) for p in view), new_tokens, setting)
     notes = [
-        *_notes_on_prompts(config, read, len(held_out), too_long),
+        *_notes_on_prompts(config, read, len(held_out), (long_training, long_measured)),
         *_notes_on_models(config, roles),
         *_notes_on_servers(config),
     ]
@@ -171,9 +167,9 @@ def prepare(config: Config, student_path: str | None = None) -> Session:
         average=average,
         shows_siblings=wants_siblings(config),
         show_siblings=partial(show_siblings, config, models.teacher),
-        other_contexts=other_contexts(config, rendered[1], models.teacher.tokenizer),
-        prompts=controlled(config, rendered[0], models.teacher.tokenizer),
-        held_out=rendered[1],
+        other_contexts=other_contexts(config, measured, models.teacher.tokenizer),
+        prompts=controlled(config, training, models.teacher.tokenizer),
+        held_out=measured,
         verify=verify,
         sampler=sampler,
         servers=servers,
