@@ -116,7 +116,9 @@ def test_a_help_page_with_settings_says_what_its_flags_are_for(verb):
     words = [sys.executable, "-m", "tutelage", *verb.split(), "--help"]
     page = subprocess.run(words, capture_output=True, text=True, check=True).stdout
     options = page[page.index("╭") :]
-    for flag in re.findall(r"^│ (--[\w-]+)", options, re.M):
+    flags = re.findall(r"^│ (--[\w-]+)", options, re.M)
+    assert "--json" in flags
+    for flag in flags:
         meaning = options.split(flag, 1)[1].split("│ -")[0]
         assert re.search(r"[a-z]{3,} [a-z]{2,}", meaning.split("(default")[0]), flag
 
