@@ -229,7 +229,7 @@ def _run(
                 shutil.copy(original / name, path / name)
         trainer.restore(checkpoint, {})
         trainer.evaluations.clear()
-        if not config.rollout.delay_steps:
+        if not config.rollout.delay_steps and config.rollout.steps_per_generation == 1:
             trainer.pending = []
         began = trainer.evaluate()
     else:

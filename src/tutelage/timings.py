@@ -18,11 +18,11 @@ class Timings:
         return _Phase(self.seconds, phase)
 
 
-def performance(timings: Timings, tokens: int, padding: float) -> dict[str, float]:
-    """perf/* of a step that scored `tokens` tokens."""
+def performance(timings: Timings, *, drawn: int, scored: int, padding: float) -> dict[str, float]:
+    """perf/* of a step that sampled `drawn` tokens and trained on `scored`."""
     record: dict[str, float] = {f"perf/{phase}_s": s for phase, s in timings.seconds.items()}
     record["perf/step_s"] = sum(timings.seconds.values())
-    for phase in ("rollout", "score", "update"):
+    for phase, tokens in (("rollout", drawn), ("score", scored), ("update", scored)):
         if timings.seconds.get(phase):
             record[f"perf/{phase}_tokens_per_s"] = tokens / timings.seconds[phase]
     record["perf/padding"] = padding

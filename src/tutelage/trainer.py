@@ -89,7 +89,7 @@ class Trainer:
         self.keeper = Keeper(config, run, session, self.optimizer, ranks)
         self.step = self.sitting_began_at = 0
         self.micro_batch_size = config.optimizer.micro_batch_size
-        self.timings = Timings()
+        self.timings, self.drawn = Timings(), 0
         self.started = time.monotonic()
         self.steps: list[Record] = []
         self.evaluations: dict[int, Record] = {}
@@ -130,13 +130,27 @@ class Trainer:
     # --- the stages of a step ----------------------------------------------------------------
 
     def next_rollouts(self) -> list[Rollout]:
-        """The rollouts to train on, sampled now or `delay_steps` ago; pending until they were."""
-        self.timings = Timings()
-        last = self.step + self.config.rollout.delay_steps
-        for step in range(self.step + len(self.pending), last + 1):
+        """The rollouts to train on, sampled now or some steps ago; pending until they were."""
+        self.timings, self.drawn = Timings(), 0
+        while len(self.pending) <= self.config.rollout.delay_steps:
+            first = self.step + len(self.pending)
+            steps = self.generation(first)
             with self.abandoning():
-                self.pending.append(self.sample(self.prompts_of(step), step))
+                rollouts = self.sample([prompt for step in steps for prompt in step], first)
+            self.drawn += sum(len(rollout.completion_ids) for rollout in rollouts)
+            size = len(rollouts) // len(steps)
+            self.pending += [rollouts[i : i + size] for i in range(0, len(rollouts), size)]
         return self.pending[0]
+
+    def generation(self, first: int) -> list[list[RenderedPrompt]]:
+        """The prompts of the steps that are sampled together, from step `first` on.
+
+        They are of one epoch, so that no prompt is among them twice.
+        """
+        prompts, since, _ = self.guidance.prompts(first)
+        of_epoch = len(prompts) // self.config.rollout.prompts_per_step
+        count = min(self.config.rollout.steps_per_generation, of_epoch - since % of_epoch)
+        return [self.prompts_of(step) for step in range(first, first + count)]
 
     def prompts_of(self, step: int) -> list[RenderedPrompt]:
         """The prompts of a step: every epoch walks them all in an order of its own."""
@@ -243,7 +257,9 @@ class Trainer:
         record |= finite(summarise_rollouts(rollouts, result.table, result.rows))
         record["rollout/age"] = fmean(self.step - 1 - r.policy_step for r in rollouts)
         record |= self.session.contexts_missing(rollouts)
-        record |= performance(self.timings, record["tokens"], result.padding)
+        record |= performance(
+            self.timings, drawn=self.drawn, scored=record["tokens"], padding=result.padding
+        )
         self.log(record)
         longest = self.config.rollout.max_new_tokens
         series = {

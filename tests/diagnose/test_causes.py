@@ -229,6 +229,24 @@ def test_stale_rollouts_are_seen_also_where_the_student_no_longer_moves():
     assert found(history) == {"stale_rollouts": "high", "learning_rate": "high"}
 
 
+@pytest.mark.parametrize(
+    ("rollout", "change"),
+    [
+        ({"delay_steps": 8}, {"rollout.delay_steps": 0}),
+        ({"steps_per_generation": 8}, {"rollout.steps_per_generation": 1}),
+        (
+            {"delay_steps": 2, "steps_per_generation": 8},
+            {"rollout.steps_per_generation": 1, "rollout.delay_steps": 0},
+        ),
+    ],
+    ids=str,
+)
+def test_what_made_rollouts_stale_is_what_is_changed(rollout, change):
+    records = steps(**{"rollout/age": (8.0, 8.0), "rollout/drift_k3": (0.1, 0.1)})
+    (cause,) = rank(healthy(config=config(rollout=rollout), steps=records))
+    assert (cause.name, cause.change) == ("stale_rollouts", change)
+
+
 def test_one_large_step_is_no_learning_rate():
     records = steps()
     records[1]["update/kl"] = 2.0

@@ -229,9 +229,48 @@ def test_delayed_rollouts_have_the_age_they_were_asked_for(settings):
     assert steps[4]["rollout/drift_k3"] > 1e-5
 
 
-def test_pending_rollouts_survive_a_resume_to_the_bit(settings):
+def test_steps_whose_rollouts_are_decoded_together_have_ages_that_count_up(settings):
+    def ages(name, **rollout):
+        result = train(settings(name, rollout=rollout, run={"steps": 5}, optimizer={"lr": 1e-2}))
+        steps = [r for r in read_jsonl(result.run / "metrics.jsonl") if r["kind"] == "train"]
+        return [s["rollout/age"] for s in steps], steps
+
+    together, steps = ages("together", steps_per_generation=3)
+    assert together == [0, 1, 2, 0, 1]
+    sampled = ["perf/rollout_tokens_per_s" in s for s in steps]
+    assert sampled == [True, False, False, True, False]
+    # The rate is of all the tokens that were drawn, not of those of the step.
+    drawn = steps[0]["perf/rollout_s"] * steps[0]["perf/rollout_tokens_per_s"]
+    assert drawn == pytest.approx(sum(s["tokens"] for s in steps[:3]))
+    alone, first = ages("alone")
+    assert alone == [0] * 5
+    assert steps[0]["loss"] == pytest.approx(first[0]["loss"], abs=1e-5)  # the same samples
+    late, _ = ages("late", steps_per_generation=3, delay_steps=1)
+    assert late == [0, 1, 2, 1, 2]
+
+
+def test_no_prompt_is_decoded_twice_in_one_generation(settings):
+    """Where an epoch ends, so does the generation: a sample is known by its prompt."""
+    config = settings(rollout={"steps_per_generation": 4, "prompts_per_step": 4})
+    trainer = start_run(config, lambda record: None)
+    of_epoch = len(trainer.session.prompts) // 4
+    first, seen = 0, []
+    while first < 2 * of_epoch:
+        steps = trainer.generation(first)
+        assert 1 <= len(steps) <= 4
+        ids = [prompt.prompt.id for step in steps for prompt in step]
+        assert len(set(ids)) == len(ids)
+        first += len(steps)
+        seen.append(len(steps))
+    assert first == 2 * of_epoch
+    assert seen[: len(seen) // 2] == seen[len(seen) // 2 :]
+    assert of_epoch % 4 or set(seen) == {4}
+
+
+@pytest.mark.parametrize("rollout", [{"delay_steps": 2}, {"steps_per_generation": 4}], ids=str)
+def test_pending_rollouts_survive_a_resume_to_the_bit(settings, rollout):
     def run(name, steps, **options):
-        return train(settings(name, rollout={"delay_steps": 2}, run={"steps": steps}), **options)
+        return train(settings(name, rollout=rollout, run={"steps": steps}), **options)
 
     straight = run("straight", 5)
     run("resumed", 3)

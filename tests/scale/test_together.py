@@ -50,7 +50,13 @@ def close(one, other, tolerance):
     return max(float((one[n] - other[n]).abs().max()) for n in one) < tolerance
 
 
-LATE = {"prompts_per_step": 6, "group_size": 2, "max_new_tokens": 10, "delay_steps": 1}
+LATE = {
+    "prompts_per_step": 6,
+    "group_size": 2,
+    "max_new_tokens": 10,
+    "delay_steps": 1,
+    "steps_per_generation": 2,
+}
 STEPS = {"steps": 4, "save_every": 1, "keep": 9}
 
 

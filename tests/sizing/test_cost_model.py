@@ -116,6 +116,17 @@ def test_each_part_of_a_step_of_equal_lengths_is_counted_by_hand(part, phase, pa
     assert found.tokens == 96
 
 
+def test_steps_that_are_decoded_together_share_the_passes_and_not_the_tokens():
+    speeds = rates(prefill=Rate(1000.0, 1.0), decode=Rate(1000.0, 1.0), head=Rate(0.0, 1.0))
+    alone, together = step_cost(work(), speeds), step_cost(work(together=4), speeds)
+    assert together.seconds["prefill"] == pytest.approx(1000 / 4 + 8 * 5)
+    assert together.seconds["decode"] == pytest.approx(1000 * 5 / 4 + 16 * 5)
+    assert together.seconds["head"] == alone.seconds["head"]
+    served = Layout(student_devices=1)
+    synced = [step_cost(work(together=n), rates(disk_byte_s=1.0), served) for n in (1, 4)]
+    assert synced[0].seconds["sync"] == pytest.approx(4 * synced[1].seconds["sync"])
+
+
 def test_ranks_share_the_work_and_pay_for_what_they_tell_each_other():
     speeds = rates(student=Rate(0.0, 1.0), rollout_s=0.5)
     alone = step_cost(work(), speeds)

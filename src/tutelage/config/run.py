@@ -136,6 +136,9 @@ class RolloutConfig(Section):
     """Rollouts decoded at once."""
     student_share: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Share of rollouts that the student samples; the teacher samples the rest (GKD's lambda)."""
+    steps_per_generation: PositiveInt = 1
+    """Steps whose rollouts are decoded together, which takes little longer than those of one; those
+    of the last such step are older than its weights by one less than this."""
     delay_steps: NonNegativeInt = 0
     """Steps between sampling a rollout and training on it; above 0 makes rollouts stale."""
 

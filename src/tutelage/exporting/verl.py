@@ -195,8 +195,11 @@ def _refused(config: Config, gpus: int, teacher_gpus: int) -> Iterator[str]:
         )
     if rollout.temperature != 1.0:
         yield f"rollout.temperature {rollout.temperature:g}: its teacher scores at 1 alone"
-    if rollout.student_share != 1.0 or rollout.delay_steps:
-        yield "rollout.student_share and delay_steps: the student samples, and at once; leave out"
+    if rollout.student_share != 1.0 or rollout.delay_steps or rollout.steps_per_generation > 1:
+        yield (
+            "rollout.student_share, delay_steps and steps_per_generation: the student samples, "
+            "and for every step anew; leave out"
+        )
     if not isinstance(config.control, NoControl):
         yield f"control {config.control.type}: there is none; leave it out"
     if config.evaluation.max_new_tokens not in (None, rollout.max_new_tokens):

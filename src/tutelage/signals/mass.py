@@ -179,6 +179,8 @@ def stale_rollouts(h: History) -> Cause | None:
         return None
     drift = h.worst("rollout/drift_k3")  # a student that collapsed no longer moves at the end
     apart = drift is not None and drift > DRIFT and age > OLD
+    together = 1 if h.config is None else h.config.rollout.steps_per_generation
+    delayed = h.config is not None and h.config.rollout.delay_steps > 0
     evidence = [f"rollouts are trained on {number(age)} steps after they were drawn"]
     if drift is not None:
         evidence.append(f"by then the policy had moved by up to {number(drift)} nats a token (k3)")
@@ -189,7 +191,10 @@ def stale_rollouts(h: History) -> Cause | None:
         text="The rollouts are of an older policy than the one that learns from them",
         evidence=(*evidence, *outcome(h)),
         advice="draw rollouts anew at every step",
-        change={"rollout.delay_steps": 0},
+        change={
+            **({"rollout.steps_per_generation": 1} if together > 1 else {}),
+            **({"rollout.delay_steps": 0} if delayed or together == 1 else {}),
+        },
         source="staleness (age > 2 under the reverse KL; ESS < .5)",
         signal="rollout/drift_k3",
     )

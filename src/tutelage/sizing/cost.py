@@ -122,6 +122,8 @@ class Workload:
     """Of the student's weights as they are kept."""
     trained: int
     """Numbers that learn."""
+    together: int = 1
+    """Steps whose rollouts are decoded together."""
     pass_tokens: int = 256
     """Tokens that a pass more may cost where it saves padding."""
     shares: bool = True
@@ -202,7 +204,7 @@ def step_cost(work: Workload, speeds: Speeds, layout: Layout = Layout()) -> Step
 def _sampling(work: Workload, speeds: Speeds, layout: Layout) -> dict[str, float]:
     """Prompts read once each, then step by step; the step waits for the slowest rank."""
     hands = layout.student_devices or layout.ranks
-    prompts = math.ceil(work.prompts / hands)
+    prompts = math.ceil(work.together * work.prompts / hands)
     rollouts = prompts * work.group_size
     whole, rest = divmod(rollouts, work.decode_batch)
     prefill = decode = 0.0
@@ -216,7 +218,8 @@ def _sampling(work: Workload, speeds: Speeds, layout: Layout) -> dict[str, float
     longest = work.lengths.longest(rollouts)
     slowest = work.lengths.longest(rollouts * layout.ranks) - longest
     waiting = slowest * speeds.decode.seconds(1, 1, work.prompt_tokens + longest)
-    return {"prefill": prefill, "decode": decode, "stragglers": waiting}
+    seconds = {"prefill": prefill, "decode": decode, "stragglers": waiting}
+    return {phase: s / work.together for phase, s in seconds.items()}
 
 
 def _update(work: Workload, speeds: Speeds, layout: Layout) -> dict[str, float]:
@@ -308,7 +311,8 @@ def _after(work: Workload, speeds: Speeds, layout: Layout, tokens: float) -> dic
 
 def _transfers(work: Workload, speeds: Speeds, layout: Layout, tokens: float) -> dict[str, float]:
     """Messages, gradients or gathered layers, and weights for a server that samples."""
-    synced = 2 * work.student_bytes * speeds.disk_byte_s if layout.student_devices else 0.0
+    synced = 2 * work.student_bytes * speeds.disk_byte_s / work.together
+    synced *= layout.student_devices > 0
     if layout.link is None or layout.ranks == 1:
         return {"sync": synced}
     ranks, link = layout.ranks, layout.link
@@ -321,5 +325,5 @@ def _transfers(work: Workload, speeds: Speeds, layout: Layout, tokens: float) ->
         # whole for sampling, and once more to see how far the policy moved.
         parts = math.ceil(work.prompts * work.group_size / ranks / work.micro_batch)
         once = link.gather(ranks, work.student_bytes)
-        moved = parts * 3 * once + 2 * once
+        moved = (parts * 3 + 1 + 1 / work.together) * once
     return {"messages": messages, "gradients": moved, "sync": synced}

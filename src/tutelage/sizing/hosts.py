@@ -121,6 +121,7 @@ def workload(
         prompt_tokens=prompt_tokens,
         lengths=lengths,
         decode_batch=rollout.batch_size,
+        together=rollout.steps_per_generation,
         micro_batch=config.optimizer.micro_batch_size,
         chunk=max(16, elements // max(1, folder.vocabulary)),
         pass_tokens=pass_tokens(sizes.student_parameters, sizes.teacher_parameters, device),
