@@ -223,6 +223,12 @@ def summarise_rollouts(rollouts: Sequence[Rollout], table: TokenTable, rows: Ten
     return record
 
 
+def horizon_of(rollouts: Sequence[Rollout], most: int) -> int | None:
+    """Tokens after which rollouts that may have `most` were cut; None where none was before."""
+    cut = [len(r.completion_ids) for r in rollouts if r.finish_reason == "length"]
+    return max((n for n in cut if n < most), default=None)
+
+
 def by_source(prompts: Sequence[Prompt]) -> dict[str, list[int]]:
     """Places of the prompts that each data source holds, by its name as part of a metric's key.
 

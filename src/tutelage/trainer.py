@@ -34,6 +34,7 @@ from tutelage.keeping import Keeper, anew, go_on
 from tutelage.metrics import (
     Record,
     TokenTable,
+    horizon_of,
     overlap_k,
     summarise_positions,
     summarise_rollouts,
@@ -166,21 +167,22 @@ class Trainer:
 
         Each rank draws those of its share of the prompts.
         """
+        settings = self.config.rollout.at(self.step)
         with self.timings("rollout"), whole(self.models.student, self.ranks):
             rollouts = draw_rollouts(
                 self.session.sampler,
                 self.models.teacher,
                 self.ranks.deal(prompts),
-                self.config.rollout,
+                settings,
                 seed=self.config.run.seed,
                 step=step,
             )
-        if (verify := self.session.verify) is not None:
+        if (verify := self.session.verify) is not None and settings == self.config.rollout:
             with self.timings("verify"):
                 rollouts = judge(rollouts, verify)
         with self.timings("exchange"):
             known = {prompt.prompt.id: prompt.prompt for prompt in prompts}
-            rollouts = gather_rollouts(self.ranks, rollouts, self.config.rollout.group_size, known)
+            rollouts = gather_rollouts(self.ranks, rollouts, settings.group_size, known)
         return rollouts if verify is None else self.session.show_siblings(rollouts)
 
     def update(self, rollouts: Sequence[Rollout]) -> None:
@@ -254,14 +256,17 @@ class Trainer:
         """A line of metrics.jsonl for the step just taken, and one by position."""
         record: Record = {"kind": "train", "step": self.step, **told}
         record |= finite(summarise_tokens(result.table))
-        record |= finite(summarise_rollouts(rollouts, result.table, result.rows))
+        longest = self.config.rollout.max_new_tokens
+        if (horizon := horizon_of(rollouts, longest)) is None:
+            record |= finite(summarise_rollouts(rollouts, result.table, result.rows))
+        else:  # how long answers are, and how they end, is not seen
+            record |= {"rollout/count": len(rollouts), "rollout/horizon": horizon}
         record["rollout/age"] = fmean(self.step - 1 - r.policy_step for r in rollouts)
         record |= self.session.contexts_missing(rollouts)
         record |= performance(
             self.timings, drawn=self.drawn, scored=record["tokens"], padding=result.padding
         )
         self.log(record)
-        longest = self.config.rollout.max_new_tokens
         series = {
             key: finite(part) if isinstance(part, dict) else part
             for key, part in summarise_positions(result.table, result.positions, longest).items()

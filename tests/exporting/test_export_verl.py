@@ -97,6 +97,7 @@ REFUSED = {
     "data.use_chat_template is off": {"data": {"use_chat_template": False}},
     "rollout.temperature 0.7": {"rollout": {"temperature": 0.7}},
     "student_share": {"rollout": {"student_share": 0.5}},
+    "rollout.horizon growing": {"rollout": {"horizon": {"start": 2, "steps": 4}}},
     "steps_per_generation": {"rollout": {"steps_per_generation": 2}},
     "control fixed_advantage": {"control": {"type": "fixed_advantage"}},
     "both lengths are one": {"evaluation": {"max_new_tokens": 7}},

@@ -10,6 +10,7 @@ from helpers import read_jsonl, sums, write_jsonl
 from tutelage.beginning import start_run
 from tutelage.cli import main
 from tutelage.config import parse_config, preset_names
+from tutelage.diagnose.explaining import explain
 from tutelage.errors import UsageError
 from tutelage.evaluation import teacher_pass_rates
 from tutelage.training import train
@@ -265,6 +266,52 @@ def test_no_prompt_is_decoded_twice_in_one_generation(settings):
     assert first == 2 * of_epoch
     assert seen[: len(seen) // 2] == seen[len(seen) // 2 :]
     assert of_epoch % 4 or set(seen) == {4}
+
+
+GROWING = {"horizon": {"start": 2, "steps": 3}, "max_new_tokens": 8}
+
+
+def test_a_horizon_grows_in_equal_parts_to_the_limit(settings):
+    rollout = settings(rollout=GROWING).rollout
+    assert [rollout.at(step).max_new_tokens for step in range(5)] == [2, 4, 6, 8, 8]
+    assert rollout.at(3) == rollout
+    for start in (8, 9):
+        with pytest.raises(UsageError, match=r"grows to max_new_tokens, which is 8"):
+            settings(rollout={"horizon": {"start": start, "steps": 3}, "max_new_tokens": 8})
+
+
+def test_cut_rollouts_begin_as_whole_ones_do_and_are_neither_judged_nor_measured(settings):
+    config = settings(rollout=GROWING, run={"steps": 5})
+    cut, whole = (
+        start_run(c, lambda record: None)
+        for c in (config, settings("whole", rollout={"max_new_tokens": 8}))
+    )
+    one, other = (trainer.sample(trainer.prompts_of(0), 0) for trainer in (cut, whole))
+    assert [r.completion_ids for r in one] == [r.completion_ids[:2] for r in other]
+    assert all(r.reward is None for r in one)
+    assert all(r.reward is not None for r in other)
+    result = train(config, overwrite=True)
+    steps = [r for r in read_jsonl(result.run / "metrics.jsonl") if r["kind"] == "train"]
+    assert [s.get("rollout/horizon") for s in steps] == [2, 4, 6, None, None]
+    for key in ("rollout/length", "rollout/truncated", "rollout/accuracy"):
+        assert [key in s for s in steps] == [False] * 3 + [True] * 2, key
+    assert steps[0]["tokens"] <= 2 * len(one) < steps[3]["tokens"]
+    named = {cause.name for cause in explain(str(result.run)).causes}
+    assert not named & {"response_limit", "length_inflation"}
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"objective": {"reward": {}}},
+        {"objective": {"weight": "correctness"}},
+        {"teacher": {"user_prompt": "{correct} {question}"}},
+    ],
+    ids=str,
+)
+def test_what_needs_verdicts_refuses_rollouts_that_are_cut(settings, sections):
+    with pytest.raises(UsageError, match=r"before they have an answer; leave rollout.horizon out"):
+        settings(**sections, rollout={**GROWING, "group_size": 2})
 
 
 @pytest.mark.parametrize("rollout", [{"delay_steps": 2}, {"steps_per_generation": 4}], ids=str)

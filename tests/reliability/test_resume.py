@@ -18,6 +18,7 @@ RUNS = {
     "scheduled": {"optimizer": {"schedule": "cosine", "warmup_steps": 2}},
     "lora": {"student": {"lora": {"rank": 2, "target_modules": ["c_attn"]}}},
     "stale": {"rollout": {"delay_steps": 1, "steps_per_generation": 2}},
+    "growing": {"rollout": {"horizon": {"start": 2, "steps": 4}}},
     "average": {"teacher": {"type": "ema", "decay": 0.9, "user_prompt": "{answer}! {question}"}},
     "sampled": {"objective": {"type": "sampled"}, "evaluation": {"every": 1}},
 }

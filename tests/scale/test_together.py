@@ -56,6 +56,7 @@ LATE = {
     "max_new_tokens": 10,
     "delay_steps": 1,
     "steps_per_generation": 2,
+    "horizon": {"start": 6, "steps": 2},
 }
 STEPS = {"steps": 4, "save_every": 1, "keep": 9}
 

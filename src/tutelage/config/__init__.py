@@ -105,6 +105,7 @@ from tutelage.config.run import (
     EvaluationConfig,
     Exact,
     Function,
+    GrowingHorizon,
     Math,
     Numeric,
     OptimizerConfig,
@@ -113,6 +114,7 @@ from tutelage.config.run import (
     RolloutConfig,
     RunConfig,
     Verifier,
+    WholeAnswers,
 )
 from tutelage.config.self_teacher import (
     CONTEXTS,
@@ -162,6 +164,7 @@ __all__ = [
     "ForwardKL",
     "Full",
     "Function",
+    "GrowingHorizon",
     "GuardConfig",
     "InitialTeacher",
     "KLBaseline",
@@ -228,6 +231,7 @@ __all__ = [
     "WandB",
     "WarnPolicy",
     "Warned",
+    "WholeAnswers",
     "WrongContext",
     "changes_on_resume",
     "config_keys",

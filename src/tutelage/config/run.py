@@ -117,6 +117,31 @@ class DataConfig(Section):
     """How a completion is judged; None measures agreement with the teacher alone."""
 
 
+class WholeAnswers(Section):
+    """Rollouts go on until they end or have `max_new_tokens`."""
+
+    type: Literal["whole"] = "whole"
+
+
+class GrowingHorizon(Section):
+    """The first rollouts are cut short, later ones less, in equal parts (2605.31490).
+
+    What is learned early in an answer need not be paid for to its end. Cut rollouts are not
+    judged, and their lengths not recorded.
+    """
+
+    type: Literal["growing"] = "growing"
+    start: PositiveInt
+    """Most tokens of a rollout at the first step."""
+    steps: PositiveInt
+    """Steps until rollouts are whole."""
+
+
+Horizon = Annotated[
+    Annotated[WholeAnswers | GrowingHorizon, Discriminator("type")], tagged("growing")
+]
+
+
 class RolloutConfig(Section):
     """What the student samples at each step."""
 
@@ -126,6 +151,8 @@ class RolloutConfig(Section):
     """Rollouts of each prompt."""
     max_new_tokens: PositiveInt = 512
     """Most tokens of a completion."""
+    horizon: Horizon = WholeAnswers()
+    """Whether the rollouts of the first steps are cut short."""
     temperature: PositiveFloat = 1.0
     """Temperature of sampling, and of both sides' log-probabilities."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -141,6 +168,25 @@ class RolloutConfig(Section):
     of the last such step are older than its weights by one less than this."""
     delay_steps: NonNegativeInt = 0
     """Steps between sampling a rollout and training on it; above 0 makes rollouts stale."""
+
+    @model_validator(mode="after")
+    def _horizon_grows(self) -> "RolloutConfig":
+        horizon = self.horizon
+        if isinstance(horizon, GrowingHorizon) and horizon.start >= self.max_new_tokens:
+            raise ValueError(
+                f"horizon.start {horizon.start} grows to max_new_tokens, which is "
+                f"{self.max_new_tokens}; give a smaller start, or leave horizon out"
+            )
+        return self
+
+    def at(self, step: int) -> "RolloutConfig":
+        """These settings with `max_new_tokens` as far as the horizon is after `step` steps."""
+        match self.horizon:
+            case GrowingHorizon(start=start, steps=steps) if step < steps:
+                limit = start + (self.max_new_tokens - start) * step // steps
+                return self.model_copy(update={"max_new_tokens": limit})
+            case _:
+                return self
 
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -344,6 +390,11 @@ class Config(Section):
         for setting, needed in needs.items():
             if needed and not judged:
                 raise ValueError(f"{setting} judges rollouts, so it needs data.verifier; set one")
+            if needed and isinstance(self.rollout.horizon, GrowingHorizon):
+                raise ValueError(
+                    f"{setting} judges rollouts, and rollout.horizon cuts them before they have "
+                    "an answer; leave rollout.horizon out"
+                )
         grouped = {
             "objective.prompt_weight pass_rate": isinstance(
                 objective.prompt_weight, PassRatePrompt
@@ -406,6 +457,11 @@ class Config(Section):
     def _contexts_can_be_shown(self) -> "Config":
         columns = self.teacher_model.columns
         if columns & {"correct", "wrong", "attempt", "verdict"}:
+            if isinstance(self.rollout.horizon, GrowingHorizon):
+                raise ValueError(
+                    "teacher: its context shows right or wrong rollouts, and rollout.horizon cuts "
+                    "them before they have an answer; leave rollout.horizon out"
+                )
             if not self.is_judged:
                 raise ValueError(
                     "teacher: its context shows right or wrong rollouts, so it needs "

@@ -7,7 +7,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tutelage.config import Config, Function, ModelConfig, NoBaseline, NoControl, Sampled, TopK
+from tutelage.config import (
+    Config,
+    Function,
+    GrowingHorizon,
+    ModelConfig,
+    NoBaseline,
+    NoControl,
+    Sampled,
+    TopK,
+)
 from tutelage.config.base import Section
 from tutelage.data.render import worded
 from tutelage.errors import UsageError
@@ -200,6 +209,8 @@ def _refused(config: Config, gpus: int, teacher_gpus: int) -> Iterator[str]:
             "rollout.student_share, delay_steps and steps_per_generation: the student samples, "
             "and for every step anew; leave out"
         )
+    if isinstance(rollout.horizon, GrowingHorizon):
+        yield "rollout.horizon growing: its answers are whole from the start; leave it out"
     if not isinstance(config.control, NoControl):
         yield f"control {config.control.type}: there is none; leave it out"
     if config.evaluation.max_new_tokens not in (None, rollout.max_new_tokens):
