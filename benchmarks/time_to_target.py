@@ -18,8 +18,9 @@ Settled before the first run:
   which are the same code for both sides, are not counted. Runs of the sides take turns. A run
   that does not reach its target counts as taking longer than all of its steps took.
 
-With `--arms` it tells what single changes of our settings would do, at our best learning rate; all
-of them, or those named.
+With `--arms` it tells what changes of our settings would do, at our best learning rate or at
+`--rate`; all of them, or those named. Where fewer prompts are a step, there are as many more steps,
+and the student is looked at after as many prompts.
 
 What is done is kept in OUTPUT/TASK.jsonl, and the same command goes on. Prints the table.
 """
@@ -72,15 +73,31 @@ TASKS = {
     "embedded": Task(64, 28, 4, 160, (0, 1, 2, 3, 4), (3e-4, 1e-3, 3e-3), 500),
     "smollm2": Task(8, 32, 2, 40, (0, 1), (1e-5, 3e-5, 1e-4), 16),
 }
+GROWING = {"start": 8, "steps": 20}
+# Of our settings; prompts as a share of the task's.
 ARMS: dict[str, dict[str, dict[str, Any]]] = {
     "no warm-up": {"optimizer": {"warmup_steps": 0}},
     "betas .9, .95": {"optimizer": {"betas": [0.9, 0.95]}},
     "full vocabulary": {"objective": {"type": "full"}},
     "sampled token": {"objective": {"type": "sampled"}},
     "forward KL on the support": {"objective": {"divergence": {"type": "forward_kl"}}},
-    "half as many prompts": {"rollout": {"prompts_per_step": 32}},
-    "a quarter of the prompts": {"rollout": {"prompts_per_step": 16}},
-    "a quarter, 4 rollouts each": {"rollout": {"prompts_per_step": 16, "group_size": 4}},
+    "half as many prompts": {"rollout": {"prompts_per_step": 1 / 2}},
+    "a quarter of the prompts": {"rollout": {"prompts_per_step": 1 / 4}},
+    "a quarter, 4 rollouts each": {"rollout": {"prompts_per_step": 1 / 4, "group_size": 4}},
+    "growing horizon": {"rollout": {"horizon": GROWING}},
+    "growing horizon, no warm-up": {
+        "rollout": {"horizon": GROWING},
+        "optimizer": {"warmup_steps": 0},
+    },
+    "4 quarters together": {"rollout": {"prompts_per_step": 1 / 4, "steps_per_generation": 4}},
+    "8 quarters together": {"rollout": {"prompts_per_step": 1 / 4, "steps_per_generation": 8}},
+    "4 quarters together, growing horizon": {
+        "rollout": {"prompts_per_step": 1 / 4, "steps_per_generation": 4, "horizon": GROWING}
+    },
+    "8 quarters together, full vocabulary": {
+        "rollout": {"prompts_per_step": 1 / 4, "steps_per_generation": 8},
+        "objective": {"type": "full"},
+    },
 }
 SIDES = ("tutelage", "trl")
 AS_IT_COMES = "as it comes"
@@ -90,7 +107,7 @@ class Target:
     """Stops the clock, looks at the student, and starts it again."""
 
     def __init__(self, name: str, task: Task, seed: int, models: Path | None) -> None:
-        self.name, self.task, self.seed = name, task, seed
+        self.name, self.task, self.seed, self.every = name, task, seed, task.every
         if name == "embedded":
             spec = EMBEDDED_SPEC.task
             self.student, self.teacher = model_path("student"), model_path("compatible")
@@ -133,7 +150,7 @@ class Target:
         """After a step; whether the target is reached, where it is looked for."""
         self.seconds += time.process_time() - self.began
         value = None
-        if step % self.task.every == 0:
+        if step % self.every == 0:
             value = self.value(model)
             self.points.append((step, self.seconds, value))
         self.began = time.process_time()
@@ -187,6 +204,13 @@ def run_tutelage(target: Target, rate: float | None, work: Path, arm: str | None
             settings[section] = changes
         else:
             settings[section] = settings.get(section, {}) | changes
+    rollout = settings["rollout"]
+    if (share := rollout["prompts_per_step"]) < 1:
+        rollout["prompts_per_step"] = int(share * task.prompts_per_step)
+        settings["run"]["steps"] = int(task.steps / share)
+        target.every = int(task.every / share)
+        if "horizon" in rollout:
+            rollout["horizon"] = GROWING | {"steps": int(GROWING["steps"] / share)}
     students: list[LocalModel] = []
     next_rollouts = trainer.Trainer.next_rollouts
 
@@ -299,11 +323,11 @@ def main() -> None:
     print("\n".join(table(task, done)))
     if options.arms is not None:
         arms = options.arms or list(ARMS)
-        rate = best_rate(task, done, "tutelage")
+        rate = options.rate or best_rate(task, done, "tutelage")
         for seed in task.seeds:
             for arm in arms:
                 run_missing(done, file, options, "tutelage", seed, rate, arm)
-        print("\n".join(table_of_arms(done, rate, arms)))
+        print("\n".join(table_of_arms(task, done, rate, arms)))
 
 
 def read(file: Path) -> list[dict[str, Any]]:
@@ -350,15 +374,19 @@ def best_rate(task: Task, done: list[dict[str, Any]], side: str) -> float:
     return min(task.rates, key=lambda rate: median(seconds_of(done, side, rate)))
 
 
-def table_of_arms(done: list[dict[str, Any]], rate: float, arms: Sequence[str]) -> list[str]:
-    """Markdown: seconds with one change, and how many times those without it, seed by seed."""
+def table_of_arms(
+    task: Task, done: list[dict[str, Any]], rate: float, arms: Sequence[str]
+) -> list[str]:
+    """Markdown: seconds with a change; how many times as fast as without, and as TRL's best."""
     plain = seconds_of(done, "tutelage", rate)
-    lines = [f"| one change, at {rate} | s | times as long |", "|---|---|---|"]
+    theirs = seconds_of(done, "trl", best_rate(task, done, "trl"))
+    lines = [f"| change, at {rate} | s | plain / this | TRL's best / this |", "|---|---|---|---|"]
     for arm in arms:
         times = seconds_of(done, "tutelage", rate, arm)
         middle = median(times)
         cell = "not reached" if middle == float("inf") else f"{middle:.1f}"
-        lines.append(f"| {arm} | {cell} | {ratio(plain, times)} |")
+        told = (ratio(times, plain), ratio(times, theirs))
+        lines.append(f"| {arm} | {cell} | {told[0]} | {told[1]} |")
     return lines
 
 
