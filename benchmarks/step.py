@@ -14,7 +14,8 @@ gradient checkpointing). Medians after one warm-up step; prints the tables of do
 
 The floor of a step is arithmetic: see `floor`. The bare time is measured: forward and backward of
 the student and a forward pass of the teacher, by plain transformers calls, over the rollouts that
-the step has just trained on, in as large batches.
+the step has just trained on, in as large batches. "plain" is the same with what a reverse KL needs
+at the least between them, by autograd: two log-softmaxes and their products. No metrics are in it.
 """
 
 import argparse
@@ -312,14 +313,22 @@ def tutelage_side(
                 longest=max(len(r.completion_ids) for r in rollouts),
                 read=sum(len(r.prompt_ids) for r in rollouts),
                 phases=phases,
-                after=lambda: {"bare_s": bare(*used, rollouts)} if half_done(record) else {},
+                after=lambda: passes(*used, rollouts) if half_done(record) else {},
             )
 
     train(config, overwrite=True, observer=observer)
 
 
-def bare(models: Any, size: int, rollouts: list[Any]) -> float:
-    """Seconds of plain forward and backward passes over these rollouts, in the batches we make."""
+def passes(models: Any, size: int, rollouts: list[Any]) -> dict[str, float]:
+    """Seconds of bare passes over these rollouts, and of those with a plain reverse KL."""
+    return {
+        "bare_s": passed(models, size, rollouts, with_loss=False),
+        "plain_s": passed(models, size, rollouts, with_loss=True),
+    }
+
+
+def passed(models: Any, size: int, rollouts: list[Any], *, with_loss: bool) -> float:
+    """Seconds of forward and backward passes by transformers and torch, in the batches we make."""
     from tutelage.gradient import micro_batches
 
     student, teacher = models.student.model, models.teacher.model
@@ -338,11 +347,15 @@ def bare(models: Any, size: int, rollouts: list[Any]) -> float:
         }
         with torch.no_grad():
             states = teacher.base_model(**inputs, use_cache=False).last_hidden_state
-            teacher.get_output_embeddings()(states[mask])
+            wanted = teacher.get_output_embeddings()(states[mask])
         with models.student._as_set():
             states = student.base_model(**inputs, use_cache=False).last_hidden_state
             logits = student.get_output_embeddings()(states[mask])
-        logits.backward(torch.full_like(logits, 1e-3))
+        if with_loss:
+            own = logits.float().log_softmax(-1)
+            (own.exp() * (own - wanted.float().log_softmax(-1))).sum(-1).mean().backward()
+        else:
+            logits.backward(torch.full_like(logits, 1e-3))
         wait_for_device()
         seconds += time.perf_counter() - clock
     for parameter, gradient in zip(student.parameters(), kept, strict=True):
@@ -537,7 +550,7 @@ def median_of(steps: list[Any], key: str) -> float:
     return median(
         s["phases"][key] if key.startswith("perf/") else s[key]
         for s in steps
-        if key != "bare_s" or key in s
+        if key not in ("bare_s", "plain_s") or key in s
     )
 
 
@@ -584,7 +597,8 @@ def row_of(name: str, steps: dict[str, list[Any]], machine: Machine) -> dict[str
         row["floor"] = floor(CASES[name], sizes, machine)["step"]
         for phase in ("rollout", "score", "update", "optimizer"):
             row[phase] = median_of(ours, f"perf/{phase}_s")
-        row["bare"] = median_of(ours, "bare_s") / (row["score"] + row["update"])
+        for kind in ("bare", "plain"):
+            row[kind] = median_of(ours, f"{kind}_s") / (row["score"] + row["update"])
     if len(steps) == len(SIDES):
         row["ratio"] = row["trl"] / row["tutelage"]
     return row
