@@ -26,6 +26,8 @@ PRESET = "recommended"
 _LENGTHS_OF = 4000  # prompts whose length is looked at, spread over the file
 _NO_DATA = "prompts.jsonl"
 _COLUMN = 32  # where comments begin
+_NARROW, _WIDE = 64, 576  # widths at which learning rates were compared, and the best of them
+_LR_NARROW, _LR_POWER = 3e-3, 1.5  # at the narrow one, and how it falls: to 1e-4 at the wide one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,8 +168,11 @@ def _written(pair: _Pair, data: str | None, path: Path) -> tuple[str, list[str]]
         and usable_path(pair.teacher, "teacher").is_dir()
     )
     student = {"path": pair.student, **({"chat_template": pair.teacher} if borrows else {})}
-    longest, prompt_tokens, new_tokens = _lengths(pair, loaded, StudentConfig(**student))
+    prompt_tokens, why_prompt, new_tokens = _lengths(pair, loaded, StudentConfig(**student))
+    data_lines, more = _data_lines(data, loaded)
+    notes += more
     held_out, per_step = _sizes(loaded)
+    lr, why_lr = _learning_rate(pair.folders[0].width)
     run = _unused(Path("runs") / path.stem)
     lines = [
         "# A first config, written by tutelage init. Every setting: tutelage train --help",
@@ -186,11 +191,11 @@ def _written(pair: _Pair, data: str | None, path: Path) -> tuple[str, list[str]]
     ]
     if "templates_differ" in differences:
         lines.append(_line("  # chat_template: own", "it reads the student's template otherwise"))
-    lines += ["", "data:", *_data_lines(data, loaded, notes)]
+    lines += ["", "data:", *data_lines]
     if held_out is not None:
         lines.append(_line(f"  held_out: {held_out}", "set aside, to measure on"))
     lines += [
-        _line(f"  max_prompt_tokens: {prompt_tokens}", longest),
+        _line(f"  max_prompt_tokens: {prompt_tokens}", why_prompt),
         "",
         "rollout:",
         _line(f"  prompts_per_step: {per_step}", "answers of one step of the optimizer"),
@@ -203,6 +208,8 @@ def _written(pair: _Pair, data: str | None, path: Path) -> tuple[str, list[str]]
             _line(f"  k: {max(1, pair.rows // 8)}", f"there are {pair.rows} tokens in all"),
             "",
         ]
+    if lr is not None:
+        lines += ["optimizer:", _line(f"  lr: {lr:g}", why_lr), ""]
     lines += [
         "run:",
         _line(f"  dir: {_yaml(str(run))}", "everything a run writes"),
@@ -223,26 +230,25 @@ def _commands(path: Path, run: Path) -> list[str]:
     return ["# " + _line(command, what).replace("\n", " ") for command, what in told.items()]
 
 
-def _data_lines(data: str | None, loaded: LoadedPrompts | None, notes: list[str]) -> list[str]:
-    """The prompts and how answers are judged."""
+def _data_lines(data: str | None, loaded: LoadedPrompts | None) -> tuple[list[str], list[str]]:
+    """The prompts and how answers are judged; and notes on them."""
     if loaded is None or data is None:
-        notes.append(
-            f"no --data was given, so the config names {_NO_DATA}: put your prompts there, one "
-            '{"prompt": "...", "answer": "..."} a line (docs/data.md has other forms)'
-        )
-        return [
+        lines = [
             _line(f"  prompts: {_NO_DATA}", "rows of `prompt` (text or chat) and `answer`"),
             _line("  # verifier: numeric", "or math, exact, a pattern: how answers are judged"),
         ]
-    lines = [_line(f"  prompts: {_yaml(data)}", str(loaded.layout))]
+        note = (
+            f"no --data was given, so the config names {_NO_DATA}: put your prompts there, one "
+            '{"prompt": "...", "answer": "..."} a line (docs/data.md has other forms)'
+        )
+        return lines, [note]
+    prompts = _line(f"  prompts: {_yaml(data)}", str(loaded.layout))
     verifier, why = _verifier(data, loaded.prompts)
-    if verifier is None:
-        lines.append(f"  # verifier: {why}")
-        if not data.startswith(REASONING_GYM):
-            notes.append(f"answers are not judged: {why}")
-    else:
-        lines.append(_line(f"  verifier: {verifier}", why))
-    return lines
+    if verifier is not None:
+        return [prompts, _line(f"  verifier: {verifier}", why)], []
+    judged_elsewhere = data.startswith(REASONING_GYM)
+    notes = [] if judged_elsewhere else [f"answers are not judged: {why}"]
+    return [prompts, f"  # verifier: {why}"], notes
 
 
 def _verifier(data: str, prompts: Sequence[Prompt]) -> tuple[str | None, str]:
@@ -270,8 +276,8 @@ def _verifier(data: str, prompts: Sequence[Prompt]) -> tuple[str | None, str]:
 
 def _lengths(
     pair: _Pair, loaded: LoadedPrompts | None, student: StudentConfig
-) -> tuple[str, int, int]:
-    """What is said of the longest prompt, and most tokens of prompts and of answers.
+) -> tuple[int, str, int]:
+    """Most tokens of a prompt, what is said of that, and most tokens of an answer.
 
     Both fit the context of both models together.
     """
@@ -297,7 +303,22 @@ def _lengths(
         if longer:
             why += f"; {longer} of {len(every)} are longer than this, and dropped"
         most = min(most, -(-max(every) // 64) * 64)
-    return why, most, 512 if context is None else min(512, context - most)
+    return most, why, 512 if context is None else min(512, context - most)
+
+
+def _learning_rate(width: int) -> tuple[float | None, str]:
+    """For a student of this width, None for the preset's, and why.
+
+    A width beyond those measured keeps the preset's, since too high a rate destroys a student and
+    too low a one is seen.
+    """
+    if not 0 < width <= _WIDE:
+        return None, ""
+    lr = _LR_NARROW * (_NARROW / max(width, _NARROW)) ** _LR_POWER
+    return float(f"{lr:.0e}"), (
+        f"for width {width}: {_LR_NARROW:g} was the best of those tried at {_NARROW} and 0.0001 "
+        f"at {_WIDE}, and width^-{_LR_POWER} joins them"
+    )
 
 
 def _sizes(loaded: LoadedPrompts | None) -> tuple[int | None, int]:

@@ -127,6 +127,18 @@ def test_a_tiny_vocabulary_gets_a_support_that_is_smaller_than_it(tmp_path):
     assert load_config(path).objective.k == 4  # of 32 tokens
 
 
+@pytest.mark.parametrize(
+    ("width", "lr"), [(16, 3e-3), (64, 3e-3), (128, 1e-3), (256, 4e-4), (576, 1e-4), (577, 1e-5)]
+)
+def test_the_learning_rate_is_of_the_students_width_up_to_those_measured(place, width, lr):
+    folder = shutil.copytree(place / "student", place / "student-of-it")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "n_embd": width}))
+    written = write_with(place, sums(10), student=folder.name)[0].optimizer
+    assert (written.lr, written.warmup_steps) == (lr, 10)  # the preset's warm-up stays
+    assert (f"width {width}" in (place / "other.yaml").read_text()) == (lr > 1e-5)
+
+
 def test_pairs_that_cannot_be_combined_are_refused_before_anything_is_written(place, tmp_path):
     other = save_tiny_llama(place / "other")
     tiny_tokenizer(extra=["<more>"]).save_pretrained(other)
