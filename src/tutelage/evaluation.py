@@ -180,7 +180,8 @@ def evaluate_model(
     )
     if not rendered:
         raise DataError(f"all {dropped} prompts exceed max_prompt_tokens {data.max_prompt_tokens}")
-    require_context(loaded, "model", max(len(p.ids) for p in rendered), max_new_tokens)
+    longest = max(len(p.ids) for p in rendered)
+    require_context(loaded, "model", longest, max_new_tokens, "max_new_tokens", None)
     params = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
     with workers_of(engine or LocalEngine(), "student", tell=tell) as map_units:
         sampler: Sampler = loaded

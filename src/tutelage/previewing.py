@@ -11,8 +11,8 @@ from tutelage.config import Config, ModelConfig
 from tutelage.data.prompts import Layout, read_prompts
 from tutelage.data.render import chat_template
 from tutelage.errors import UsageError
-from tutelage.models.anatomy import quiet_transformers
 from tutelage.models.compatibility import require_same_tokens
+from tutelage.models.facts import facts_of
 from tutelage.models.loading import load_tokenizer, stop_ids_of_folder
 from tutelage.views import render_both_sides
 
@@ -57,6 +57,8 @@ class PreviewedRow:
     """The data set it names."""
     too_long: bool
     """Whether it exceeds data.max_prompt_tokens, so that a run drops it."""
+    beyond_context: bool
+    """Whether a side cannot read it with rollout.max_new_tokens more, so that a run refuses it."""
     student: Reading
     """What the student reads."""
     teacher: Reading | None
@@ -90,7 +92,10 @@ class Preview:
         for row in self.rows:
             about = [f"answer {row.answer!r}"] if row.answer is not None else []
             about += [f"source {row.source!r}"] if row.source is not None else []
-            about += ["longer than data.max_prompt_tokens: dropped"] if row.too_long else []
+            if row.too_long:
+                about.append("longer than data.max_prompt_tokens: dropped")
+            elif row.beyond_context:
+                about.append("with rollout.max_new_tokens longer than a side can read: refused")
             lines += ["", "  ".join([f"row {row.id!r}", *about])]
             lines += _reading_lines("student", row.student)
             if row.teacher is None:
@@ -113,10 +118,13 @@ def preview(config: Config, rows: int = 3) -> Preview:
     student = load_tokenizer(config.student, "student")
     teacher = load_tokenizer(config.teacher_model, "teacher")
     require_same_tokens(student, teacher)
+    contexts = (
+        facts_of(config.student, "student", student).context,
+        facts_of(config.teacher_model, "teacher", teacher).context,
+    )
     data = config.data.model_copy(update={"max_prompt_tokens": sys.maxsize})
     everything = config.model_copy(update={"data": data})
-    with quiet_transformers():
-        rendered, _ = render_both_sides(everything, loaded.prompts[:rows], student, teacher)
+    rendered, _ = render_both_sides(everything, loaded.prompts[:rows], student, teacher)
     return Preview(
         prompts=config.data.prompts,
         layout=loaded.layout,
@@ -128,6 +136,10 @@ def preview(config: Config, rows: int = 3) -> Preview:
                 answer=p.prompt.answer,
                 source=p.prompt.source,
                 too_long=len(p.ids) > config.data.max_prompt_tokens,
+                beyond_context=any(
+                    context is not None and len(read) + config.rollout.max_new_tokens > context
+                    for context, read in zip(contexts, (p.ids, p.for_teacher().ids), strict=True)
+                ),
                 student=_reading(p.ids, student),
                 teacher=None if p.teacher_ids is None else _reading(p.teacher_ids, teacher),
             )

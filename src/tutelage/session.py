@@ -146,7 +146,7 @@ def prepare(config: Config, student_path: str | None = None) -> Session:
     tokenizers = models.student.tokenizer, models.teacher.tokenizer
     training, long_training = render_both_sides(config, prompts, *tokenizers)
     measured, long_measured = render_both_sides(config, held_out, *tokenizers)
-    _require_prompts(config, training, long_training)
+    _require_prompts(config, training, long_training, read)
     everything = [*training, *measured]
     limits = {
         "rollout.max_new_tokens": config.rollout.max_new_tokens,
@@ -374,14 +374,27 @@ def require_objective(config: Config, student: LocalModel) -> None:
         read_table(objective.weight.table)
 
 
-def _require_prompts(config: Config, prompts: Sequence[RenderedPrompt], too_long: int) -> None:
-    needed = config.rollout.prompts_per_step
-    if len(prompts) < needed:
-        dropped = f" ({too_long} were longer than data.max_prompt_tokens)" if too_long else ""
-        raise DataError(
-            f"{config.data.prompts} leaves {len(prompts)} training prompts{dropped}, but one step "
-            f"takes {needed}; lower rollout.prompts_per_step or data.held_out, or add prompts"
-        )
+def _require_prompts(
+    config: Config,
+    prompts: Sequence[RenderedPrompt],
+    too_long: int,
+    read: Mapping[str, LoadedPrompts],
+) -> None:
+    needed, data = config.rollout.prompts_per_step, config.data
+    if len(prompts) >= needed:
+        return
+    held_out = len(read[data.prompts].prompts) - len(prompts) - too_long
+    gone = [f"{too_long} are longer than data.max_prompt_tokens"] if too_long else []
+    if held_out:
+        where = "data.held_out sets aside" if data.eval_prompts is None else data.eval_prompts
+        words = "are those that" if data.eval_prompts is None else "ask a question of"
+        gone.append(f"{held_out} {words} {where}")
+    why = f" ({'; '.join(gone)})" if gone else ""
+    fewer = " or data.held_out" if data.eval_prompts is None and held_out else ""
+    raise DataError(
+        f"{data.prompts} leaves {len(prompts)} training prompts{why}, but one step takes "
+        f"{needed}; lower rollout.prompts_per_step{fewer}, or add prompts"
+    )
 
 
 def digest(prompts: Sequence[RenderedPrompt]) -> str:

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from tutelage.config import Config, ModelConfig, ShuffledTeacher, WrongContext
 from tutelage.data.contexts import SIBLINGS, partners, shown, siblings, with_context_of
 from tutelage.data.render import render, render_all
+from tutelage.models.anatomy import quiet_transformers
 from tutelage.models.base import Teacher
 from tutelage.types import Prompt, RenderedPrompt, Rollout
 
@@ -20,12 +21,13 @@ def render_both_sides(
 ) -> tuple[list[RenderedPrompt], int]:
     """Prompts as student and teacher read them, and how many were too long for the student."""
     data = config.data
-    kept, dropped = render(
-        prompts, student, config.student, data.max_prompt_tokens, data.use_chat_template
-    )
-    if config.teacher_model.own_prompt:
-        read = for_teacher(config, [p.prompt for p in kept], teacher)
-        kept = [replace(p, teacher_ids=ids) for p, ids in zip(kept, read, strict=True)]
+    with quiet_transformers():  # it would warn of prompts that are refused with a reason later
+        kept, dropped = render(
+            prompts, student, config.student, data.max_prompt_tokens, data.use_chat_template
+        )
+        if config.teacher_model.own_prompt:
+            read = for_teacher(config, [p.prompt for p in kept], teacher)
+            kept = [replace(p, teacher_ids=ids) for p, ids in zip(kept, read, strict=True)]
     return kept, dropped
 
 

@@ -96,7 +96,49 @@ def test_damaged_rows_are_named(base, capsys, tmp_path, content, expected):
 def test_unknown_kind_of_prompts_file(base, capsys, tmp_path):
     (tmp_path / "rows.txt").write_text("hello")
     returned = train(base | {"data.prompts": str(tmp_path / "rows.txt")})
-    refused(capsys, 2, [".jsonl, .json, .csv or .parquet"], returned)
+    refused(capsys, 4, [".jsonl, .json, .csv or .parquet", '{"prompt": "...",'], returned)
+
+
+def test_a_csv_file_with_semicolons(base, capsys, tmp_path):
+    (tmp_path / "rows.csv").write_text("question;answer\nWhat?;1\n")
+    returned = train(base | {"data.prompts": str(tmp_path / "rows.csv")})
+    refused(capsys, 4, ["one column, 'question;answer'", "commas"], returned)
+
+
+def test_held_out_questions_that_leave_none_to_train_on_are_the_reason_given(base, capsys):
+    returned = train(base | {"data.eval_prompts": base["data.prompts"]})
+    refused(capsys, 4, ["leaves 0 training prompts (", "ask a question of"], returned)
+
+
+def test_a_folder_that_is_no_run_says_where_runs_are(capsys, tmp_path):
+    for name in ("first", "second"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "config.yaml").write_text("{}")
+    for verb in ("watch", "explain", "report", "push"):
+        words = [verb, str(tmp_path / "runs/secnd"), *(["a/b"] if verb == "push" else [])]
+        refused(capsys, 2, [f"did you mean {tmp_path}/runs/second or one of"], main(words))
+    refused(capsys, 2, [f"{tmp_path}/runs/first or one of"], main(["watch", f"{tmp_path}/runs"]))
+    refused(capsys, 2, ["give the run.dir that"], main(["watch", f"{tmp_path}/runs/first/none"]))
+
+
+def test_a_model_that_is_not_there_says_what_is(base, capsys, gpt2_pair):
+    folder = Path(gpt2_pair[0]).parent
+    names = {Path(path).name for path in gpt2_pair}
+    for role in ("student", "teacher"):
+        returned = train(base | {f"{role}.path": f"{folder}/nothing"})
+        refused(capsys, 2, [f"models in {folder}: ", *names], returned)
+    words = ["eval", str(folder), "--prompts", base["data.prompts"], "--verifier", "numeric"]
+    refused(capsys, 2, ["no config.json", "did you mean", *names], main(words))
+
+
+def test_eval_speaks_of_its_own_flags(base, capsys, tmp_path):
+    words = ["eval", base["student.path"], "--prompts", base["data.prompts"], "--verifier"]
+    refused(capsys, 2, ["--verifier pattern needs more: 'pattern:"], main([*words, "pattern"]))
+    refused(capsys, 2, ["tutelage: --verifier pattern '('"], main([*words, "pattern:("]))
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "What?"}\n')
+    words[3] = str(tmp_path / "rows.jsonl")
+    returned = main([*words, "exact"])
+    refused(capsys, 4, ["--verifier exact needs an answer column", "add `answer`\n"], returned)
 
 
 def test_a_parquet_file_that_is_none(base, capsys, tmp_path):
@@ -402,7 +444,7 @@ def test_options_that_reasoning_gym_refuses(base, capsys, query):
         (["--temperature", "-1"], "temperature: input should be greater than or equal to 0"),
         (["--top-p", "0"], "top_p: input should be greater than 0"),
         (["--top-p", "2"], "top_p: input should be less than or equal to 1"),
-        (["--max-new-tokens", "0"], "max_new_tokens: input should be greater than 0"),
+        (["--max-new-tokens", "0"], "--max-new-tokens: input should be greater than 0"),
         (["--samples", "0"], "samples: input should be greater than 0"),
         (["--samples", "2", "--k", "3"], "1 <= k <= samples"),
         (["--output", "."], "output . is a directory"),

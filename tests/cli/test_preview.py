@@ -123,3 +123,13 @@ def test_what_preview_refuses(write, capsys):
     path = write(teacher={"path": str(model_path("compatible"))})
     assert main(["preview", "-c", path]) == 2
     assert "disagree on" in capsys.readouterr().err
+
+
+def test_a_prompt_that_no_side_can_read_with_its_answer_is_told(write, capsys):
+    path = write(rollout={"max_new_tokens": 60})
+    assert main(["preview", "-c", path, "-n", "1"]) == 0
+    assert "longer than a side can read: refused" in capsys.readouterr().out
+    assert main(["train", "-c", path]) == 2
+    err = capsys.readouterr().err
+    assert "lower rollout.max_new_tokens to " in err
+    assert "or set data.max_prompt_tokens to 4" in err

@@ -235,7 +235,8 @@ def test_what_is_no_run_is_refused(tmp_path, capsys):
         watch(tmp_path, once=True)
     assert main(["watch", str(tmp_path / "none\x1b]0;evil\x07")]) == 2
     assert capsys.readouterr().err == (
-        f"tutelage: {tmp_path}/none is no run directory: it has no config.yaml\n"
+        f"tutelage: {tmp_path}/none is no run directory: nothing is there; give the "
+        "run.dir that `tutelage train` wrote\n"
     )
     run = make_run(tmp_path / "run")
     assert main(["watch", str(run), "--every", "0"]) == 2

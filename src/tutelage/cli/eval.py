@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from tutelage.cli.arguments import parse, show
+from tutelage.errors import TutelageError, UsageError
 
 
 def run(words: Sequence[str]) -> None:
@@ -28,7 +29,7 @@ def eval_(
     seed: int = 0,
     server: str | None = None,
     key_env: str | None = None,
-    output: Path | None = None,
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
     engine: Literal["local", "ray"] = "local",
     workers: int = 2,
     address: str | None = None,
@@ -67,21 +68,46 @@ def eval_(
 
     kind, _, value = verifier.partition(":")
     named = {"function": "path"}.get(kind, "pattern")
+    if kind in _WITH_A_VALUE and not value:
+        raise UsageError(f"--verifier {kind} needs more: {_WITH_A_VALUE[kind]}")
     tagged = {"type": kind, **({named: value} if value else {})} if kind else None
     held = {"cpus": cpus, "gpus": gpus}
     placed = {"address": address, "workers": workers, "student": held}
     where = None if server is None else {"url": server, "key_env": key_env}
-    result = evaluate_model(
-        section(ModelConfig, {"path": str(model), "revision": revision, "server": where}),
-        section(DataConfig, {"prompts": prompts, "verifier": tagged}),
-        samples=samples,
-        ks=k,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-        output=output,
-        engine=None if engine == "local" else section(RayEngine, placed),
-        tell=lambda text: say(f"{text}."),
-    )
+    try:
+        result = evaluate_model(
+            section(ModelConfig, {"path": str(model), "revision": revision, "server": where}),
+            section(DataConfig, {"prompts": prompts, "verifier": tagged}),
+            samples=samples,
+            ks=k,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            output=output,
+            engine=None if engine == "local" else section(RayEngine, placed),
+            tell=lambda text: say(f"{text}."),
+        )
+    except TutelageError as error:
+        raise type(error)(_in_flags(str(error))) from None
     show(result, as_json)
+
+
+_WITH_A_VALUE = {
+    "pattern": r"'pattern:REGEX' with one group around the answer, as in 'pattern:Answer: (\w+)'",
+    "function": "function:FILE.py:NAME",
+}
+_FLAGS = {
+    ", or leave data.verifier out": "",
+    "data.verifier.pattern": "--verifier pattern",
+    "data.verifier.path": "--verifier function",
+    "data.verifier": "--verifier",
+    "max_new_tokens": "--max-new-tokens",
+}
+
+
+def _in_flags(text: str) -> str:
+    """What is said of settings, said of the flags that stand for them here."""
+    for setting, flag in _FLAGS.items():
+        text = text.replace(setting, flag)
+    return text

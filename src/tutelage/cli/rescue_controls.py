@@ -64,5 +64,6 @@ def controls(
             print_json(found.to_dict())
         else:
             put(summary(found))
+            put(f"\nruns and numbers: {output}; a page of them: tutelage report {output}")
 
     return call

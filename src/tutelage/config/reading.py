@@ -22,6 +22,9 @@ _PRESETS = Path(__file__).parents[1] / "presets"
 _MOST_CHARACTERS = 2**20
 _MOST_VALUES = 20_000
 _FAULTS = 20  # told at once
+_A_CONFIG = (
+    "-c takes a YAML file of settings; `tutelage init STUDENT TEACHER --data PROMPTS` writes one"
+)
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -110,8 +113,8 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     """
     if path is None and not overrides:
         raise UsageError(
-            "no settings were given: -c run.yaml names a file of them, which tutelage init writes "
-            "for two models and a file of prompts"
+            "no settings were given: -c run.yaml names a file of them, which "
+            "`tutelage init STUDENT TEACHER --data PROMPTS` writes"
         )
     tree: dict[str, Any] = {}
     if path is not None:
@@ -119,10 +122,12 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-            raise UsageError(f"cannot read config {path}: {reason}") from None
+            raise UsageError(f"cannot read config {path}: {reason}; {_A_CONFIG}") from None
         loaded = _parse_yaml(text, str(path))
         if loaded is not None and not isinstance(loaded, dict):
-            raise UsageError(f"{path} holds {type(loaded).__name__}, not a mapping of sections")
+            raise UsageError(
+                f"{path} holds {type(loaded).__name__}, not a mapping of sections; {_A_CONFIG}"
+            )
         tree = loaded or {}
     for key, value in _pairs(overrides):
         _set(tree, key, value)

@@ -192,7 +192,8 @@ def _prompt(row: Any, where: str, number: int) -> tuple[Prompt, _Columns]:
             raise DataError(f"{where} has an empty {empty}; give it some text")
         has = ", ".join(sorted(map(str, row))) or "nothing"
         raise DataError(
-            f"{where} has no prompt: it holds {has}; one of {', '.join(_QUESTIONS)} is needed"
+            f"{where} has no prompt: it holds {has}; one of the columns {', '.join(_QUESTIONS)} is "
+            "needed, so rename one"
         )
     value = row[column]
     messages: tuple[Message, ...] = ()

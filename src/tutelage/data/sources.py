@@ -74,7 +74,10 @@ def _from_file(path: Path) -> Iterator[Row]:
     if kind == ".jsonl":
         return _jsonl(path)
     if kind not in (".json", ".csv"):
-        raise UsageError(f"{path} is {kind or 'a file without an ending'}; give {_FILES}")
+        raise DataError(
+            f"{path} is {kind or 'a file without an ending'}, which says nothing of its columns; "
+            f'give {_FILES}, such as a .jsonl file with {{"prompt": "...", "answer": "..."}} a line'
+        )
     with _readable(path):
         text = path.read_text(encoding="utf-8-sig")
     return _json(path, text) if kind == ".json" else _csv(path, text)
@@ -128,6 +131,11 @@ def _csv(path: Path, text: str) -> Iterator[Row]:
     if not lines:
         return
     (_, names), *rest = lines
+    if len(names) == 1 and ";" in names[0]:
+        raise DataError(
+            f"{path}: its first line names one column, {names[0]!r}; a .csv file has commas "
+            "between its columns, so save it with them"
+        )
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise DataError(f"{path}: its first line names the column {twice!r} twice; rename one")
     for number, cells in rest:

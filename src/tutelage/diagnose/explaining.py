@@ -11,8 +11,8 @@ from tutelage.diagnose.foreign import read_trl, read_verl, trl_state
 from tutelage.errors import TutelageError, UsageError
 from tutelage.paths import usable_path
 from tutelage.runs import records as kept
-from tutelage.runs.directory import open_run
-from tutelage.signals.causes import Cause
+from tutelage.runs.directory import open_run, where_runs_are
+from tutelage.signals.causes import Cause, teacher_is_no_better
 from tutelage.signals.history import WINDOW, History
 from tutelage.signals.ranking import rank, unread
 
@@ -73,7 +73,7 @@ def explain(run: str | Path) -> Explanation:
     """
     path = usable_path(run, "run")
     if not path.exists():
-        raise UsageError(f"{path} does not exist; give a run directory")
+        raise UsageError(f"{path} does not exist; {where_runs_are(path)}")
     if (path / "config.yaml").is_file():
         history, notes = read_history(path)
     elif (state := trl_state(path)) is not None:
@@ -206,12 +206,31 @@ def story(explanation: Explanation) -> str:
             f"Nothing is proven; the likeliest cause: {_lower(first.text)} ({first.evidence[0]})."
         )
         parts.append(f"To try: {first.advice}.")
-    elif explanation.causes:
-        names = ", ".join(cause.name for cause in explanation.causes)
-        parts.append(f"Nothing wrong was found; settings worth a look: {names}.")
     else:
-        parts.append("Nothing wrong was found.")
+        unexplained = h.outcome in ("flat", "worse")
+        found = "No cause that is known here fits" if unexplained else "Nothing wrong was found"
+        names = ", ".join(cause.name for cause in explanation.causes)
+        parts.append(f"{found}; worth a look: {names}." if names else f"{found}.")
+        parts += _unexplained(h) if unexplained else []
     return " ".join(parts)
+
+
+def _unexplained(h: History) -> list[str]:
+    """What to try where the student is no better and no rule says why."""
+    before, after = h.at_start("kl/reverse"), h.at_end("kl/reverse")
+    if before is None or after is None:
+        return []
+    if after > before:
+        return [
+            "The reverse KL rose, so it moves away from its teacher: a lower optimizer.lr is the "
+            "first thing to try."
+        ]
+    if teacher_is_no_better(h):
+        return ["It comes nearer to a teacher that is not plainly better: ask tutelage check."]
+    return [
+        "The reverse KL fell, so it is on its way: more steps or a higher optimizer.lr is the "
+        "first thing to try, and more held-out questions tell smaller gains."
+    ]
 
 
 def _what_happened(h: History) -> str:

@@ -177,7 +177,11 @@ def open_folder(
 
 def _whole_model(folder: Path, path: str, role: str, weights: bool) -> ModelFolder:
     if not (folder / "config.json").is_file():
-        raise UsageError(f"{role} model: {path} has no config.json, so it is not a saved model")
+        inside = sorted(found.parent for found in folder.glob("*/config.json"))
+        told = f"; did you mean {' or '.join(map(str, inside[:4]))}?" if inside else ""
+        raise UsageError(
+            f"{role} model: {path} has no config.json, so it is not a saved model{told}"
+        )
     if weights and not any(folder.glob(_WEIGHTS)):
         pickles = [f.name for pattern in ("*.bin", "*.pt", "*.pth") for f in folder.glob(pattern)]
         if pickles:
@@ -222,10 +226,11 @@ def locate(path: str, role: str, revision: str | None = None) -> Path:
                 f"({revision}); leave it out, or move away to mean the model of that name on a hub"
             )
         return folder
+    beside = _models_beside(folder)
     if not HUB_ID.fullmatch(path):
         raise UsageError(
-            f"{role} model: there is no directory {path}; give the path of a downloaded model, or "
-            "owner/name of one on a hub"
+            f"{role} model: there is no directory {path}{beside}; give the path of a downloaded "
+            "model, or owner/name of one on a hub"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -239,7 +244,7 @@ def locate(path: str, role: str, revision: str | None = None) -> Path:
         )
     except HfHubHTTPError as error:  # not there, private, gated
         raise UsageError(
-            f"{role} model: there is no directory {path}, and the hub refuses {wanted}: "
+            f"{role} model: there is no directory {path}{beside}, and the hub refuses {wanted}: "
             f"{first_line(error)}"
         ) from None
     except HFValidationError as error:
@@ -247,11 +252,21 @@ def locate(path: str, role: str, revision: str | None = None) -> Path:
     except Exception as error:  # a network fails in every way
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             raise
+        if beside:  # a folder was meant, and no model of a hub
+            raise UsageError(
+                f"{role} model: there is no directory {path}{beside}; correct the path"
+            ) from None
         raise ServerError(
             f"{role} model: there is no directory {path}, {wanted} is not (wholly) in the local "
             f"cache, and the hub cannot be reached ({first_line(error)}). Fetch it where there is "
             f"a network (hf download {path}) and give its directory, or correct the path"
         ) from None
+
+
+def _models_beside(path: Path) -> str:
+    """The models of the folder in which `path` was looked for, if it is a folder of models."""
+    names = sorted(found.parent.name for found in path.parent.glob("*/config.json"))
+    return f" (models in {path.parent.absolute()}: {', '.join(names[:8])})" if names else ""
 
 
 def is_hub_id(path: str) -> bool:

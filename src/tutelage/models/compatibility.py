@@ -59,19 +59,32 @@ def require_context(
     role: str,
     longest_prompt: int,
     max_new_tokens: int,
-    setting: str = "max_new_tokens",
+    setting: str = "rollout.max_new_tokens",
+    dropping: str | None = "data.max_prompt_tokens",
 ) -> None:
     """Refuse prompts and completions that do not fit the model's context.
 
+    `setting` allows the new tokens; `dropping` is the one that leaves out longer prompts.
+
     Raises:
-        UsageError: with the setting to lower.
+        UsageError: with the settings that would do.
     """
     context = model.context
-    if context is not None and longest_prompt + max_new_tokens > context:
-        raise UsageError(
-            f"the {role} reads {context} tokens, but the longest prompt has {longest_prompt} and "
-            f"{setting} allows {max_new_tokens} more; lower {setting} or data.max_prompt_tokens"
+    if context is None or longest_prompt + max_new_tokens <= context:
+        return
+    cures = []
+    if longest_prompt < context:
+        cures.append(f"lower {setting} to {context - longest_prompt}")
+    if dropping is not None and max_new_tokens < context:
+        cures.append(
+            f"set {dropping} to {context - max_new_tokens}, which drops longer prompts and counts "
+            "them"
         )
+    raise UsageError(
+        f"the {role} reads {context} tokens, but the longest prompt has {longest_prompt} and "
+        f"{setting} allows {max_new_tokens} more; "
+        + (", or ".join(cures) or f"lower {setting}, and shorten the prompts")
+    )
 
 
 def share_vocabulary(models: Mapping[str, Teacher]) -> None:

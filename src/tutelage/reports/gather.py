@@ -21,6 +21,7 @@ from tutelage.reports.results import (
 )
 from tutelage.reports.story import Story, read_story
 from tutelage.reports.text import visible
+from tutelage.runs.directory import where_runs_are
 
 MOST_RUNS = 16
 DEPTH = "By place in the answer"
@@ -119,7 +120,7 @@ def kind_of(path: Path) -> str | None:
 def _found(path: Path) -> Iterator[tuple[Path, str]]:
     """The path itself, the summary beside a prompts file, or the runs one level inside a folder."""
     if not path.exists():
-        raise UsageError(f"{path} does not exist; give a run directory")
+        raise UsageError(f"{path} does not exist; {where_runs_are(path)}")
     summary = path.with_name(path.name + ".summary.json")
     if path.is_file() and summary.is_file():
         path = summary

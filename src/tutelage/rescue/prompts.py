@@ -75,6 +75,13 @@ def rescue_prompts(
     """
     started = time.monotonic()
     path = output_file(output, ".jsonl", ".parquet")
+    if path.exists() and any(
+        Path(source).exists() and path.samefile(source)
+        for source in (settings.prompts, *settings.evaluation, *settings.against)
+    ):
+        raise UsageError(
+            f"{path} is read as well; name another output, which leaves what is read as it is"
+        )
     _require(settings, config, compare)
     sieve = Sieve(settings)
     observer({"kind": "known", "sources": [*settings.evaluation, *settings.against]})

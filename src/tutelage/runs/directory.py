@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -193,8 +194,24 @@ def open_run(path: str | Path) -> Run:
     """
     folder = usable_path(path, "run directory")
     if not (folder / "config.yaml").is_file():
-        raise UsageError(f"{folder} is no run directory: it has no config.yaml")
+        why = "it has no config.yaml" if folder.exists() else "nothing is there"
+        raise UsageError(f"{folder} is no run directory: {why}; {where_runs_are(folder)}")
     return Run(folder)
+
+
+def where_runs_are(folder: Path) -> str:
+    """What to give in place of a folder that is no run: those inside it or beside it."""
+    for place in (folder, folder.parent):
+        runs = sorted(path.parent for path in place.glob("*/config.yaml"))
+        if runs:
+            several = " or one of the others there" if len(runs) > 1 else ""
+            return f"did you mean {_nearest(folder, runs)}{several}?"
+    return "give the run.dir that `tutelage train` wrote"
+
+
+def _nearest(folder: Path, runs: list[Path]) -> Path:
+    close = get_close_matches(folder.name, [run.name for run in runs], 1, cutoff=0)
+    return next(run for run in runs if run.name == close[0])
 
 
 def output_file(output: str | Path, *suffixes: str) -> Path:

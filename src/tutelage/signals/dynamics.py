@@ -71,38 +71,47 @@ def learning_rate(h: History) -> Cause | None:
 
 
 def small_steps(h: History) -> Cause | None:
-    """All steps together cannot have brought the student near its teacher.
-
-    The square root of a small KL is a length, so steps of `d_i` nats move the policy by no more
-    than `(sum sqrt(d_i))^2`, as they do where all go in one direction.
-    """
-    moves, start = h.series("update/kl"), h.at_start("kl/reverse")
-    if h.goes_on or h.outcome != "flat" or len(moves) < WINDOW or start is None:
+    """All steps together cannot have brought the student to its teacher, or not even near."""
+    share, moves = reach(h), h.series("update/kl")
+    start = h.at_start("kl/reverse")
+    if h.goes_on or h.outcome != "flat" or share is None or share >= 1 or start is None:
         return None
-    reach = sum(math.sqrt(max(0.0, move)) for move in moves) ** 2
-    if start < NEAR or reach >= REACH * start:
-        return None
+    hardly = share < REACH
     lr, middle = None if h.config is None else h.config.optimizer.lr, h.middle("update/kl") or 0.0
     # KL grows with the square of a small step.
     factor = min(MOST_RAISED, math.sqrt(RAISED_STEP_KL / max(middle, 1e-12)))
     evidence = [
-        f"{len(moves)} steps moved the policy by {number(reach)} nats a token at most, and its "
-        f"teacher was {number(start)} away",
+        f"{len(moves)} steps moved the policy by {number(share * start)} nats a token at most, and "
+        f"its teacher was {number(start)} away",
         f"half of the steps moved it by less than {number(middle)}",
     ]
     if lr is not None:
         evidence.append(f"optimizer.lr is {lr:g}")
     return Cause(
         name="small_steps",
-        confidence="medium" if teacher_is_no_better(h) else "high",
+        confidence="low" if not hardly else "medium" if teacher_is_no_better(h) else "high",
         stage=DYNAMICS,
-        text="The student hardly moved, so nothing is known of its teacher's advice yet",
+        text="The student hardly moved, so nothing is known of its teacher's advice yet"
+        if hardly
+        else "All steps together fall short of the way to the teacher",
         evidence=(*evidence, *outcome(h)),
         advice="raise optimizer.lr, or train for more steps",
         change={} if lr is None or factor <= 1 else {"optimizer.lr": float(f"{lr * factor:.1g}")},
         source="the triangle inequality of small steps",
         signal="update/kl",
     )
+
+
+def reach(h: History) -> float | None:
+    """How far all steps together may have moved the policy, of the way to the teacher.
+
+    The square root of a small KL is a length, so steps of `d_i` nats move the policy by no more
+    than `(sum sqrt(d_i))^2`, as they do where all go in one direction.
+    """
+    moves, start = h.series("update/kl"), h.at_start("kl/reverse")
+    if len(moves) < WINDOW or start is None or start < NEAR:
+        return None
+    return sum(math.sqrt(max(0.0, move)) for move in moves) ** 2 / start
 
 
 def no_new_knowledge(h: History) -> Cause | None:
@@ -158,7 +167,8 @@ def thinking_pattern(h: History) -> Cause | None:
     far = divergence is not None and divergence > FAR
     confidence: Confidence
     if mass < FOREIGN_MASS:
-        moved = small_steps(h) is None
+        small = small_steps(h)
+        moved = small is None or small.confidence == "low"
         confidence = "high" if able and h.was_hurt and moved else "medium"
         if gap is not None and not able:
             confidence = "low"
