@@ -135,6 +135,9 @@ def test_flags_win_over_the_file_and_the_resolved_config_reads_back(run_yaml):
     config = load_config(run_yaml, ["--optimizer.lr=2e-5", "--objective", "full"])
     assert config.optimizer.lr == 2e-5
     assert config.objective.type == "full"
+    for text in (r"#(\d)$", r"Answer # (\d)"):  # no comments
+        flags = ["--data.verifier.type", "pattern", "--data.verifier.pattern", text]
+        assert load_config(run_yaml, flags).data.verifier.pattern == text
     import yaml
 
     assert parse_config(yaml.safe_load(dump_config(config))) == config

@@ -22,6 +22,7 @@ _PRESETS = Path(__file__).parents[1] / "presets"
 _MOST_CHARACTERS = 2**20
 _MOST_VALUES = 20_000
 _FAULTS = 20  # told at once
+_COMMENT = re.compile(r"(?:^|\s)#")
 _A_CONFIG = (
     "-c takes a YAML file of settings; `tutelage init STUDENT TEACHER --data PROMPTS` writes one"
 )
@@ -134,7 +135,8 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     preset = tree.pop("preset", None)
     if preset is not None:
         tree = _merge(yaml.safe_load(preset_text(preset)), tree)
-    return parse_config(tree, str(path) if path is not None else "the flags")
+    origin = [str(path)] if path is not None else []
+    return parse_config(tree, " and ".join([*origin, *(["the flags"] if overrides else [])]))
 
 
 def presets(name: str | None = None) -> str:
@@ -254,13 +256,18 @@ def _pairs(words: Sequence[str]) -> list[tuple[str, Any]]:
 
 
 def _flag_value(text: str, origin: str) -> Any:
-    """A flag's value: YAML, or the text itself where that is none (`{question} Be brief.`)."""
+    """A flag's value: YAML, or the text itself where that is none (`{question} Be brief.`).
+
+    What YAML would take for a comment belongs to the text: `#(\\d)$` is a pattern.
+    """
     try:
-        return _parse_yaml(text, origin)
+        value = _parse_yaml(text, origin)
     except UsageError as error:
         if isinstance(error.__context__, yaml.YAMLError):
             return text
         raise
+    plain = value is None or (isinstance(value, str) and text.lstrip()[:1] not in "\"'")
+    return text if plain and _COMMENT.search(text) else value
 
 
 def _set(tree: dict[str, Any], key: str, value: Any) -> None:
