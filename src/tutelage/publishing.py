@@ -12,6 +12,7 @@ import yaml
 
 from tutelage.config import Config, ModelConfig, StudentConfig
 from tutelage.config.base import Section
+from tutelage.data.render import foreign_template
 from tutelage.errors import MachineError, ServerError, UsageError, first_line
 from tutelage.metrics import Record
 from tutelage.models.average import FILE as AVERAGE
@@ -47,7 +48,8 @@ def write_student(folder: Path, checkpoint: Path, student: StudentConfig, card: 
     """The checkpoint's student alone in a folder of its own, with this model card.
 
     Weights are linked where the file system can, so they take no more of the disk. A LoRA
-    student is merged on the CPU, in its own precision, unless the settings say otherwise.
+    student is merged on the CPU, in its own precision, unless the settings say otherwise. A chat
+    template that was named for it goes along: it learned to answer under no other.
     """
     temporary = folder.with_name(f"tmp.{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -59,6 +61,10 @@ def write_student(folder: Path, checkpoint: Path, student: StudentConfig, card: 
         for file in checkpoint.iterdir():
             if not any(fnmatch(file.name, pattern) for pattern in _OF_THE_RUN):
                 _link(file, temporary / file.name)
+    if (source := student.chat_template) not in (None, "own"):
+        template = temporary / "chat_template.jinja"
+        template.unlink(missing_ok=True)  # it may be the checkpoint's
+        template.write_text(foreign_template(source, "student"), encoding="utf-8")
     (temporary / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)

@@ -158,7 +158,6 @@ class _Pair:
 def _written(pair: _Pair, data: str | None, path: Path) -> tuple[str, list[str]]:
     """The config's text, and what its reader should know."""
     differences = {s.name: f"{s.evidence}; {s.advice}" for s in disagreements(*pair.facts)}
-    notes = [text for name, text in differences.items() if name != "vocabularies_differ"]
     loaded = None if data is None else read_prompts(data)
     borrows = (
         loaded is not None
@@ -167,6 +166,12 @@ def _written(pair: _Pair, data: str | None, path: Path) -> tuple[str, list[str]]
         and pair.facts[1].template is not None
         and usable_path(pair.teacher, "teacher").is_dir()
     )
+    if borrows:
+        differences["templates_differ"] = (
+            "the student has no chat template, so it reads and learns the teacher's, and is saved "
+            "with it"
+        )
+    notes = [text for name, text in differences.items() if name != "vocabularies_differ"]
     student = {"path": pair.student, **({"chat_template": pair.teacher} if borrows else {})}
     prompt_tokens, why_prompt, new_tokens = _lengths(pair, loaded, StudentConfig(**student))
     data_lines, more = _data_lines(data, loaded)
@@ -189,7 +194,7 @@ def _written(pair: _Pair, data: str | None, path: Path) -> tuple[str, list[str]]
         _line("teacher:", f"scores what the student writes: {pair.told(1)}"),
         f"  path: {_yaml(pair.teacher)}",
     ]
-    if "templates_differ" in differences:
+    if "templates_differ" in differences and not borrows:
         lines.append(_line("  # chat_template: own", "it reads the student's template otherwise"))
     lines += ["", "data:", *data_lines]
     if held_out is not None:

@@ -117,8 +117,14 @@ def test_a_base_model_reads_chats_by_its_teachers_template(place):
     rows = [{"prompt": [{"role": "user", "content": f"What is {i}?"}]} for i in range(10)]
     config, begun = write_with(place, rows, teacher="instructed")
     assert config.student.chat_template == "instructed"
-    assert any("chat templates" in note for note in begun.notes)
+    assert any("reads and learns the teacher's" in note for note in begun.notes)
+    assert not any("differ" in note for note in begun.notes)
     assert main(["train", "-c", "other.yaml", "--run.steps", "1"]) == 0
+    judged = [{**row, "answer": "1"} for row in rows]
+    write_jsonl(place / "judged.jsonl", judged)  # of this many tokens its context has room
+    words = ["--prompts", "judged.jsonl", "--verifier", "exact", "--max-new-tokens", "4"]
+    assert main(["eval", "runs/other/student", *words]) == 0
+    assert main(["eval", "student", *words]) == 2  # as it was
 
 
 def test_a_tiny_vocabulary_gets_a_support_that_is_smaller_than_it(tmp_path):

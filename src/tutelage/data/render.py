@@ -79,9 +79,14 @@ def render_all(
     template = chat_template(tokenizer, settings.chat_template, role)
     chat = next((prompt for prompt in prompts if prompt.messages), None)
     if template is None and chat is not None:
+        cure = (
+            "put one into its folder as chat_template.jinja"
+            if role == "model"  # no part of a run
+            else f"name one with {role}.chat_template"
+        )
         raise UsageError(
             f"prompt {chat.id!r} is a chat, but the {role}'s tokenizer has no chat template; "
-            f"use plain-text prompts, or name one with {role}.chat_template"
+            f"use plain-text prompts, or {cure}"
         )
     chats: list[Prompt] = []
     if template is not None:
@@ -188,12 +193,17 @@ def chat_template(
         UsageError: the named file or folder has no template.
     """
     if source not in (None, "own"):
-        return _foreign_template(source, role)
+        return foreign_template(source, role)
     return own_template(tokenizer)
 
 
 @cache
-def _foreign_template(source: str, role: str) -> str:
+def foreign_template(source: str, role: str) -> str:
+    """The Jinja text of a file, or of another model's tokenizer.
+
+    Raises:
+        UsageError: there is none.
+    """
     path = usable_path(source, f"{role}.chat_template")
     found: str | None = None
     try:
