@@ -390,10 +390,11 @@ def _require_prompts(
         words = "are those that" if data.eval_prompts is None else "ask a question of"
         gone.append(f"{held_out} {words} {where}")
     why = f" ({'; '.join(gone)})" if gone else ""
-    fewer = " or data.held_out" if data.eval_prompts is None and held_out else ""
+    lower = ["rollout.prompts_per_step"] if prompts else []
+    lower += ["data.held_out"] if data.eval_prompts is None and held_out else []
     raise DataError(
         f"{data.prompts} leaves {len(prompts)} training prompts{why}, but one step takes "
-        f"{needed}; lower rollout.prompts_per_step{fewer}, or add prompts"
+        f"{needed}; " + (f"lower {' or '.join(lower)}, or " if lower else "") + "add prompts"
     )
 
 

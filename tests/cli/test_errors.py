@@ -116,8 +116,9 @@ def test_a_folder_that_is_no_run_says_where_runs_are(capsys, tmp_path):
         (tmp_path / "runs" / name / "config.yaml").write_text("{}")
     for verb in ("watch", "explain", "report", "push"):
         words = [verb, str(tmp_path / "runs/secnd"), *(["a/b"] if verb == "push" else [])]
-        refused(capsys, 2, [f"did you mean {tmp_path}/runs/second or one of"], main(words))
-    refused(capsys, 2, [f"{tmp_path}/runs/first or one of"], main(["watch", f"{tmp_path}/runs"]))
+        refused(capsys, 2, [f"did you mean {tmp_path}/runs/second?"], main(words))
+    words = ["watch", f"{tmp_path}/runs"]
+    refused(capsys, 2, [f"runs in {tmp_path}/runs: first, second"], main(words))
     refused(capsys, 2, ["give the run.dir that"], main(["watch", f"{tmp_path}/runs/first/none"]))
 
 

@@ -119,6 +119,8 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
         )
     tree: dict[str, Any] = {}
     if path is not None:
+        if Path(path).suffix in (".jsonl", ".csv", ".parquet"):
+            raise UsageError(f"{path} looks like a file of prompts; {_A_CONFIG}")
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:

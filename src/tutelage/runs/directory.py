@@ -202,16 +202,13 @@ def open_run(path: str | Path) -> Run:
 def where_runs_are(folder: Path) -> str:
     """What to give in place of a folder that is no run: those inside it or beside it."""
     for place in (folder, folder.parent):
-        runs = sorted(path.parent for path in place.glob("*/config.yaml"))
-        if runs:
-            several = " or one of the others there" if len(runs) > 1 else ""
-            return f"did you mean {_nearest(folder, runs)}{several}?"
+        names = sorted(path.parent.name for path in place.glob("*/config.yaml"))
+        if close := get_close_matches(folder.name, names, 1):
+            return f"did you mean {place / close[0]}?"
+        if names:
+            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+            return f"runs in {place}: {', '.join(names[:4])}{more}"
     return "give the run.dir that `tutelage train` wrote"
-
-
-def _nearest(folder: Path, runs: list[Path]) -> Path:
-    close = get_close_matches(folder.name, [run.name for run in runs], 1, cutoff=0)
-    return next(run for run in runs if run.name == close[0])
 
 
 def output_file(output: str | Path, *suffixes: str) -> Path:
