@@ -155,6 +155,8 @@ class Client:
         except _MayPass as fault:
             tries = retrying.statistics["attempt_number"]
             told = f"{fault} ({tries} {'try' if tries == 1 else 'tries'})"
+            if str(fault).startswith("ConnectError"):
+                told += "; start it there (vllm serve ..., docs/servers.md), or correct server.url"
             raise self._error(path, told) from None
         return result
 
