@@ -22,8 +22,9 @@ def prompts_summary(found: "RescuedPrompts") -> str:
         parts.append("leaked questions\n" + _table(("evaluation set", "questions", *_KINDS), leaks))
     if told["answers_differ"]:
         parts.append(
-            f"{told['answers_differ']} of the repeated questions have another answer on each side; "
-            "the report shows both"
+            f"{told['answers_differ']} of the repeated questions have another answer on each side: "
+            "a wrong answer, or no copy at all (short questions stand in longer ones); the report "
+            "shows both"
         )
     if scores := told.get("scores"):
         parts.append(_scores(scores))
