@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
+from planted import FLAT, evaluations, healthy
 
 from helpers import read_jsonl, write_jsonl
 from tutelage.cli import main
-from tutelage.diagnose.explaining import explain
+from tutelage.diagnose.explaining import Explanation, explain, story
 from tutelage.errors import DataError, UsageError
 from tutelage.lab.embedded import model_path
 
@@ -26,7 +28,21 @@ def test_a_planted_fault_is_named_first_with_numbers_of_the_run(fault_runs, name
 def test_in_a_healthy_run_nothing_is_asserted(fault_runs):
     found = explain(fault_runs["healthy"])
     assert [cause.name for cause in found.causes if cause.confidence != "low"] == []
-    assert "Nothing wrong was found" in found.story
+    assert "No cause that is known here fits" in found.story  # 16 steps, and no better yet
+    assert "The reverse KL fell" in found.story
+
+
+def test_where_nothing_fits_the_story_says_what_to_try_by_where_the_student_went():
+    def told(teacher=0.98, reverse_kl=0.5, **fields):
+        measured = evaluations(**fields, teacher=teacher)
+        measured[-1]["kl/reverse"] = reverse_kl
+        run = healthy(evaluations=measured)
+        return story(Explanation(run=Path(), history=run, causes=(), notes=()))
+
+    assert told(after=0.9).endswith("Nothing wrong was found.")
+    assert "a lower optimizer.lr" in told(**FLAT, reverse_kl=0.9)
+    assert "more steps or a higher optimizer.lr" in told(**FLAT)
+    assert "ask tutelage check" in told(**FLAT, teacher=0.33)
 
 
 def test_the_difference_of_two_prompts_is_shown(fault_runs):
