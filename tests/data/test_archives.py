@@ -10,7 +10,7 @@ import pytest
 from helpers import sums, write_jsonl
 from tutelage.cli import main
 from tutelage.data.prompts import read_prompts
-from tutelage.errors import DataError, UsageError
+from tutelage.errors import DataError
 
 ROW = b'{"prompt": "What is 1 + 1?", "answer": "2"}\n'
 
@@ -45,13 +45,11 @@ ARCHIVES = {
 def test_an_archive_of_prompts_is_refused_under_every_name(tmp_path, content):
     folder = tmp_path / "in"
     folder.mkdir()
-    for ending, error in (
-        *((e, UsageError) for e in (".zip", ".tar", ".tar.gz", ".tgz", ".gz", "")),
-        *((e, DataError) for e in (".jsonl", ".json", ".csv", ".parquet")),
-    ):
+    archives = (".zip", ".tar", ".tar.gz", ".tgz", ".gz", "")
+    for ending in (*archives, ".jsonl", ".json", ".csv", ".parquet"):
         path = folder / f"prompts{ending}"
         path.write_bytes(content)
-        with pytest.raises(error):
+        with pytest.raises(DataError):
             read_prompts(str(path))
         path.unlink()
     assert list(tmp_path.rglob("*")) == [folder]
