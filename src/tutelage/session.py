@@ -22,6 +22,7 @@ from tutelage.config import (
 )
 from tutelage.credit import read_table
 from tutelage.data.prompts import LoadedPrompts, read_prompts, split_held_out, without
+from tutelage.data.render import as_rendered
 from tutelage.data.verify import Verify, choose_verifier
 from tutelage.errors import DataError, UsageError
 from tutelage.gradient import Models
@@ -303,7 +304,7 @@ def _notes_on_prompts(
 def _notes_on_models(config: Config, roles: Mapping[str, Teacher]) -> list[dict[str, Any]]:
     notes: list[dict[str, Any]] = []
     sides = [
-        facts_of(settings, role, roles[role].tokenizer)
+        as_rendered(facts_of(settings, role, roles[role].tokenizer), settings)
         for role, settings in (("student", config.student), ("teacher", config.teacher_model))
     ]
     notes += [

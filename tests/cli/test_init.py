@@ -120,6 +120,7 @@ def test_a_base_model_reads_chats_by_its_teachers_template(place):
     assert any("reads and learns the teacher's" in note for note in begun.notes)
     assert not any("differ" in note for note in begun.notes)
     assert main(["train", "-c", "other.yaml", "--run.steps", "1"]) == 0
+    assert "chat templates" not in (place / "runs/other/events.jsonl").read_text()
     judged = [{**row, "answer": "1"} for row in rows]
     write_jsonl(place / "judged.jsonl", judged)  # of this many tokens its context has room
     words = ["--prompts", "judged.jsonl", "--verifier", "exact", "--max-new-tokens", "4"]

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from tutelage.config import PLACE, PromptFormat
 from tutelage.data.worker_pool import WorkerPool
 from tutelage.errors import DataError, UsageError
-from tutelage.models.facts import own_template
+from tutelage.models.facts import Facts, own_template
 from tutelage.paths import usable_path
 from tutelage.types import Message, Prompt, RenderedPrompt
 
@@ -195,6 +195,16 @@ def chat_template(
     if source not in (None, "own"):
         return foreign_template(source, role)
     return own_template(tokenizer)
+
+
+def as_rendered(facts: Facts, settings: PromptFormat) -> Facts:
+    """A model's facts with the chat template that its settings name in place of its own.
+
+    Raises:
+        UsageError: as `chat_template`.
+    """
+    named = chat_template(facts.tokenizer, settings.chat_template, facts.role)
+    return replace(facts, template=named)
 
 
 @cache

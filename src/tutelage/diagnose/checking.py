@@ -11,6 +11,7 @@ from tutelage.alignment.estimates import plain
 from tutelage.alignment.job import candidates_of, fit_together
 from tutelage.alignment.spines import Candidate
 from tutelage.config import Config
+from tutelage.data.render import as_rendered
 from tutelage.data.verify import Verify
 from tutelage.diagnose.commands import DEFAULT, next_command
 from tutelage.diagnose.findings import accuracy_difference
@@ -128,7 +129,7 @@ def check(
         name: reworded(config, change) for name, change in config.check.prompt_sets.items()
     }
     teachers = teachers_of(config)
-    student = facts_of(config.student, "student")
+    student = as_rendered(facts_of(config.student, "student"), config.student)
     sides = {name: facts_of(settings, name) for name, settings in teachers.items()}
     asked = {name: ask(of_set, student) for name, of_set in sets.items()}
     longest = max(len(p.ids) for questions, _ in asked.values() for p in questions)

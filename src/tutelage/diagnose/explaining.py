@@ -156,10 +156,11 @@ def static_facts(config: Config) -> dict[str, str]:
         usable_path(side.path, "model").is_dir() for side in (config.student, config.teacher_model)
     ):
         return {}
+    from tutelage.data.render import as_rendered
     from tutelage.models.facts import disagreements, facts_of  # transformers takes seconds
 
     try:
-        student = facts_of(config.student, "student")
+        student = as_rendered(facts_of(config.student, "student"), config.student)
         teacher = facts_of(config.teacher_model, "teacher")
         found = {s.name: s.evidence for s in disagreements(student, teacher)}
         if config.teacher_model.own_prompt:
