@@ -446,8 +446,8 @@ GUARDS = (
     Guard(
         "27",
         "models/compatibility.py",
-        "if context is not None and longest_prompt + max_new_tokens > context:",
-        "if False:",
+        "if context is None or longest_prompt + max_new_tokens <= context:",
+        "if True:",
         TEACHER + "test_a_context_too_short_for_the_run_is_refused",
     ),
     Guard(
