@@ -26,8 +26,8 @@ PRESET = "recommended"
 _LENGTHS_OF = 4000  # prompts whose length is looked at, spread over the file
 _NO_DATA = "prompts.jsonl"
 _COLUMN = 32  # where comments begin
-_NARROW, _WIDE = 64, 576  # widths at which learning rates were compared, and the best of them
-_LR_NARROW, _LR_POWER = 3e-3, 1.5  # at the narrow one, and how it falls: to 1e-4 at the wide one
+_NARROW, _WIDE = 64, 576  # widths between which learning rates were compared (docs/log.md)
+_LR_NARROW, _LR_POWER = 1e-3, 1.5  # a third of the best at the narrow one, and how it falls
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,15 +314,15 @@ def _lengths(
 def _learning_rate(width: int) -> tuple[float | None, str]:
     """For a student of this width, None for the preset's, and why.
 
-    A width beyond those measured keeps the preset's, since too high a rate destroys a student and
-    too low a one is seen.
+    A third of the best that was measured, and the preset's beyond the widths of that: too high a
+    rate destroys a student, too low a one is seen.
     """
     if not 0 < width <= _WIDE:
         return None, ""
     lr = _LR_NARROW * (_NARROW / max(width, _NARROW)) ** _LR_POWER
     return float(f"{lr:.0e}"), (
-        f"for width {width}: {_LR_NARROW:g} was the best of those tried at {_NARROW} and 0.0001 "
-        f"at {_WIDE}, and width^-{_LR_POWER} joins them"
+        f"for width {width}: a third of the best of those tried at {_NARROW} and at {_WIDE}, which "
+        f"width^-{_LR_POWER} joins"
     )
 
 

@@ -135,7 +135,7 @@ def test_a_tiny_vocabulary_gets_a_support_that_is_smaller_than_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("width", "lr"), [(16, 3e-3), (64, 3e-3), (128, 1e-3), (256, 4e-4), (576, 1e-4), (577, 1e-5)]
+    ("width", "lr"), [(16, 1e-3), (64, 1e-3), (128, 4e-4), (256, 1e-4), (576, 4e-5), (577, 1e-5)]
 )
 def test_the_learning_rate_is_of_the_students_width_up_to_those_measured(place, width, lr):
     folder = shutil.copytree(place / "student", place / "student-of-it")
