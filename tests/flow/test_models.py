@@ -162,6 +162,17 @@ def test_the_context_is_found_under_every_name_it_has():
             require_context(model, "student", 10, 11)
 
 
+def test_a_short_context_proposes_no_limit_that_would_drop_most_prompts():
+    from types import SimpleNamespace
+
+    model = SimpleNamespace(context=64)
+    for new_tokens, dropped in ((44, True), (54, False), (70, False)):
+        with pytest.raises(UsageError, match=r"lower rollout.max_new_tokens to 24") as refused:
+            require_context(model, "student", 40, new_tokens)
+        assert ("set data.max_prompt_tokens to 20" in str(refused.value)) == dropped
+        assert ("max_prompt_tokens" in str(refused.value)) == dropped
+
+
 def test_chat_prompts_need_a_template(student):
     chat = [Prompt(id="c", messages=(Message("user", "hi"),))]
     with pytest.raises(UsageError, match="no chat template"):

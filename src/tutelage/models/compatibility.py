@@ -75,11 +75,9 @@ def require_context(
     cures = []
     if longest_prompt < context:
         cures.append(f"lower {setting} to {context - longest_prompt}")
-    if dropping is not None and max_new_tokens < context:
-        cures.append(
-            f"set {dropping} to {context - max_new_tokens}, which drops longer prompts and counts "
-            "them"
-        )
+    room = context - max_new_tokens
+    if dropping is not None and 2 * room >= longest_prompt:  # with less, most prompts might go
+        cures.append(f"set {dropping} to {room}, which drops longer prompts and counts them")
     raise UsageError(
         f"the {role} reads {context} tokens, but the longest prompt has {longest_prompt} and "
         f"{setting} allows {max_new_tokens} more; "
