@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from hostile import MARKUP, write_hostile_run
 from hypothesis import given
 from hypothesis import strategies as st
@@ -63,6 +64,21 @@ def test_curves_and_csv_files_hold_the_recorded_numbers(runs, tmp_path):
     assert [float(r["value"]) for r in rows] == [r["accuracy"] for r in evaluated]
     assert [float(r["low"]) for r in rows] == [r["accuracy/low"] for r in evaluated]
     assert {path.stem for path in (tmp_path / "csv").iterdir()} == set(figures)
+
+
+def test_seconds_a_step_are_a_mean_over_whole_generations(copy):
+    """One step of a generation samples for all, and the last five may miss it."""
+    config = yaml.safe_load((copy / "config.yaml").read_text())
+    config["rollout"]["steps_per_generation"] = 8
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    kept = read_jsonl(copy / "metrics.jsonl")
+    last = max(records(copy, "train"), key=lambda record: record["step"])
+    more = range(last["step"] + 1, last["step"] + 81)
+    seconds = {step: 8.0 if step % 8 == 1 else 0.0 for step in more}
+    kept += [{**last, "step": step, "perf/step_s": seconds[step]} for step in more]
+    write_jsonl(copy / "metrics.jsonl", kept)
+    (cell,) = next(cells for name, _, cells in gather([copy]).numbers if name == "seconds per step")
+    assert cell.value == pytest.approx(1.0)
 
 
 def test_heatmaps_hold_the_recorded_means_by_position(runs, tmp_path):

@@ -57,14 +57,19 @@ def _flat(tree: Any, name: str = "") -> Iterator[tuple[str, str]]:
 
 
 def final_numbers(stories: Sequence[Story]) -> list[tuple[str, str, list[Cell]]]:
-    """(name, form, a cell a run) of what the last evaluation found, else of the last five steps."""
+    """(name, form, a cell a run) of what the last evaluation found, else of the last five steps.
+
+    Five generations, where steps share one: those that sample take longer, the others are staler.
+    """
     answers = [_answers(story) for story in stories]
     table = []
     for key, name, form in NUMBERS:
         cells = []
         for story, own in zip(stories, answers, strict=True):
             value = number(story.last.get(key))
-            value = last_of(story.train, key) if value is None else value
+            if value is None:
+                together = story.config.rollout.steps_per_generation if story.config else 1
+                value = last_of(story.train, key, 5 * together)
             low, high = (number(story.last.get(f"{key}/{end}")) for end in ("low", "high"))
             interval = None if low is None or high is None else (low, high)
             if key == "accuracy" and story is not stories[0]:
