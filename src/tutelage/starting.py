@@ -210,7 +210,10 @@ def _written(pair: _Pair, data: str | None, path: Path) -> tuple[str, list[str]]
     if pair.rows < 128:
         lines += [
             "objective:",
-            _line(f"  k: {max(1, pair.rows // 8)}", f"there are {pair.rows} tokens in all"),
+            _line(
+                f"  k: {min(pair.rows, max(4, pair.rows // 8))}",
+                f"an eighth of the {pair.rows} tokens there are, at least 4",
+            ),
             "",
         ]
     if lr is not None:

@@ -90,6 +90,13 @@ def test_an_able_teacher_far_away_that_made_the_student_worse_is_suspect():
     assert found(healthy(evaluations=evaluations(after=0.34, **far))) == {"small_steps": "low"}
 
 
+def test_sides_that_began_apart_and_came_together_are_no_more_than_a_setting_worth_a_look():
+    apart = evaluations(**{"overlap/mass_student": 0.5})
+    for at_end, sure in ((0.7, "medium"), (0.95, "low")):
+        together = steps(**{"overlap/mass_student": (0.5, at_end)})
+        assert found(healthy(steps=together, evaluations=apart)) == {"thinking_pattern": sure}
+
+
 def test_coarser_rounding_that_did_no_harm_is_a_setting_worth_a_look():
     assert found(ROUNDED) == {"precision": "low"}
 

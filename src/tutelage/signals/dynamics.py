@@ -162,6 +162,8 @@ def thinking_pattern(h: History) -> Cause | None:
     mass, divergence = h.at_start("overlap/mass_student"), h.at_start("kl/reverse")
     if mass is None:
         return None
+    now = h.last("overlap/mass_student")
+    met = h.outcome == "improved" and now is not None and now >= FOREIGN_MASS
     gap = ability_gap(h)
     able = gap is not None and gap[0] > 0
     far = divergence is not None and divergence > FAR
@@ -170,13 +172,12 @@ def thinking_pattern(h: History) -> Cause | None:
         small = small_steps(h)
         moved = small is None or small.confidence == "low"
         confidence = "high" if able and h.was_hurt and moved else "medium"
-        if gap is not None and not able:
+        if met or (gap is not None and not able):
             confidence = "low"
     elif able and far and h.outcome == "worse":
         confidence = "medium"
     else:
         return None
-    now = h.last("overlap/mass_student")
     evidence = [f"at the start they share {mass:.0%} of what the student finds likely"]
     if now is not None:
         evidence.append(f"at the end {now:.0%}")
