@@ -91,6 +91,9 @@ def resume_run(
         trainer.restore(checkpoint, skipped)
         trainer.write_settings()
         trainer.tell_notes()
+    if trainer.step >= config.run.steps:
+        text = f"all {config.run.steps} steps were taken before; a larger run.steps goes on"
+        observer({"kind": "note", "text": text})
     run.log_event(
         "resume",
         step=trainer.step,

@@ -273,7 +273,9 @@ def _verifier(data: str, prompts: Sequence[Prompt]) -> tuple[str | None, str]:
     except DataError:
         pass
     else:
-        return "numeric", "all answers are numbers: the last one written counts"
+        zeros = any(a.startswith("0") and a[1:].isdigit() for a in answers)
+        alike = "; 07 and 7 are one" if zeros else ""
+        return "numeric", f"all answers are numbers: the last one written counts{alike}"
     formulas = sum(any(c.isdigit() or c == "\\" for c in answer) for answer in answers)
     if 2 * formulas < len(answers):
         return None, f"answers such as {answers[0]!r:.40}; give exact, a pattern or a function"

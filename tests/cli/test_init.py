@@ -42,6 +42,12 @@ def test_what_it_writes_is_planned_checked_and_trained_as_it_is(place, capsys):
     assert (place / "runs" / "run" / "student" / "config.json").is_file()
 
 
+def test_numbers_that_begin_with_0_are_said_to_be_judged_as_numbers(place):
+    for answer, said in (("07", True), ("0", False), ("70", False)):
+        write_with(place, [{**row, "answer": answer} for row in sums(10)])
+        assert ("07 and 7 are one" in (place / "other.yaml").read_text()) == said
+
+
 def test_sizes_come_from_the_models_and_the_prompts(place):
     config, begun = write_with(place, sums(40))
     assert begun.notes == ()

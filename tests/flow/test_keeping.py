@@ -293,6 +293,16 @@ def test_resume_notices_changed_prompts_and_names_the_file(settings, tmp_path):
     assert train(settings(run={"steps": 5}), resume=True).step == 5
 
 
+def test_resuming_what_is_finished_says_so_and_how_to_go_on(settings):
+    train(settings(run={"steps": 2}))
+    for steps, finished in ((2, True), (3, False)):
+        told = []
+        result = train(settings(run={"steps": steps}), resume=True, observer=told.append)
+        notes = " ".join(record["text"] for record in told if record["kind"] == "note")
+        assert ("all 2 steps were taken before" in notes) == finished
+        assert result.step == steps
+
+
 def test_torn_last_lines_are_cut_before_a_resumed_run_writes(settings):
     result = train(settings())
     names = ("metrics.jsonl", "events.jsonl", "positions.jsonl")
