@@ -459,6 +459,20 @@ def test_eval_flags_out_of_range(base, capsys, flags, expected):
     refused(capsys, 2, [expected], returned)
 
 
+def test_eval_whose_memory_is_full_names_its_own_flag(base, capsys, monkeypatch):
+    import torch
+
+    from tutelage.models.local import LocalModel
+
+    def full(*arguments):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(LocalModel, "draw", full)
+    words = ["eval", base["student.path"], "--prompts", base["data.prompts"]]
+    returned = main([*words, "--verifier", "numeric", "--max-new-tokens", "4"])
+    refused(capsys, 5, ["Lower --max-new-tokens."], returned)
+
+
 def test_an_unknown_verb(capsys):
     refused(capsys, 2, ["Did you mean 'train'?"], main(["trian"]))
 

@@ -102,6 +102,7 @@ _FLAGS = {
     "data.verifier.pattern": "--verifier pattern",
     "data.verifier.path": "--verifier function",
     "data.verifier": "--verifier",
+    "rollout.max_new_tokens": "--max-new-tokens",
     "max_new_tokens": "--max-new-tokens",
 }
 

@@ -44,7 +44,10 @@ def draw_batch(model: LocalModel, batch: DrawBatch) -> list[Rollout]:
 
     while len(drawn) < len(batch.draws):
         halve_until_it_fits(
-            draw_next, len(batch.draws) - len(drawn), lambda size, reason: None, "Lower batch_size."
+            draw_next,
+            len(batch.draws) - len(drawn),
+            lambda size, reason: None,
+            "Lower rollout.max_new_tokens.",
         )
     return drawn
 

@@ -311,8 +311,9 @@ def _after(work: Workload, speeds: Speeds, layout: Layout, tokens: float) -> dic
 
 def _transfers(work: Workload, speeds: Speeds, layout: Layout, tokens: float) -> dict[str, float]:
     """Messages, gradients or gathered layers, and weights for a server that samples."""
-    synced = 2 * work.student_bytes * speeds.disk_byte_s / work.together
-    synced *= layout.student_devices > 0
+    synced = 0.0
+    if layout.student_devices:
+        synced = 2 * work.student_bytes * speeds.disk_byte_s / work.together
     if layout.link is None or layout.ranks == 1:
         return {"sync": synced}
     ranks, link = layout.ranks, layout.link
