@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tutelage.models.cache import give_room
 from tutelage.ops.sampling import draw
 from tutelage.types import FinishReason, SamplingParams
 
@@ -68,6 +69,8 @@ def decode(
         if place == 0 and len(unique) < len(prompts):
             cache.reorder_cache(copies)
             logits, mask = logits[copies], mask[copies]
+        if place == 0:
+            give_room(cache, params.max_new_tokens)
         token, logprob = draw(
             logits,
             draws[rows, place],
