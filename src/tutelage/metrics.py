@@ -149,14 +149,15 @@ def concatenate(tables: Sequence[TokenTable]) -> TokenTable:
 
 def summarise_tokens(table: TokenTable) -> Record:
     """Global means of a table, with the reward's tails and the count of tokens."""
-    record: Record = {"tokens": len(next(iter(table.values())))}
-    for key, values in table.items():
-        if key in _NOT_AVERAGED:
-            continue
-        mean, count = _defined_mean(values)
-        if mean is not None:
+    keys, values, defined = _averaged(table)
+    tokens = values.shape[-1]
+    record: Record = {"tokens": tokens}
+    counts = defined.sum(-1)
+    means = (values.sum(-1) / counts).tolist()
+    for key, mean, count in zip(keys, means, counts.tolist(), strict=True):
+        if count:
             record[key] = mean
-            if count != record["tokens"]:
+            if count != tokens:
                 record[f"{key}/count"] = count
     pairs = table["overlap/pairs"].double().sum().item() if "overlap/pairs" in table else 0
     if pairs:
@@ -296,21 +297,26 @@ def _defined_mean(values: Tensor) -> tuple[float | None, int]:
 
 
 def _by_bin(table: Mapping[str, Tensor], place: Tensor, bins: int) -> dict[str, list[float | None]]:
+    keys, values, defined = _averaged(table)
+    sums = values.new_zeros(len(keys), bins).index_add_(1, place, values)
+    counts = values.new_zeros(len(keys), bins).index_add_(1, place, defined.double())
     series: dict[str, list[float | None]] = {
         "tokens": torch.bincount(place, minlength=bins).double().tolist()
     }
-    for key, values in table.items():
-        if key in _NOT_AVERAGED:
-            continue
-        defined = ~values.isnan()
-        sums = torch.zeros(bins, dtype=torch.float64)
-        sums.index_add_(0, place[defined], values[defined].double())
-        counts = torch.bincount(place[defined], minlength=bins)
+    for key, of_key, count_of_key in zip(keys, sums.tolist(), counts.tolist(), strict=True):
         series[key] = [
             total / count if count else None
-            for total, count in zip(sums.tolist(), counts.tolist(), strict=True)
+            for total, count in zip(of_key, count_of_key, strict=True)
         ]
     return series
+
+
+def _averaged(table: Mapping[str, Tensor]) -> tuple[list[str], Tensor, Tensor]:
+    """Keys of the metrics that are averaged, float64 [K, N] with 0 where undefined, and where not."""
+    keys = [key for key in table if key not in _NOT_AVERAGED]
+    values = torch.stack([table[key].double() for key in keys])
+    defined = ~values.isnan()
+    return keys, torch.where(defined, values, 0.0), defined
 
 
 def last_positions(rows: Tensor) -> Tensor:

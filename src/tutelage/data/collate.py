@@ -24,27 +24,24 @@ def collate(rollouts: Sequence[Rollout], side: Literal["student", "teacher"] = "
         (side == "teacher" and rollout.teacher_prompt_ids) or rollout.prompt_ids
         for rollout in rollouts
     ]
-    lengths = [len(p) + len(r.completion_ids) for p, r in zip(prompts, rollouts, strict=True)]
-    width = max(lengths)
-    input_ids = torch.zeros(len(rollouts), width, dtype=torch.long)
-    attention_mask = torch.zeros_like(input_ids)
-    loss_mask = torch.zeros(len(rollouts), width, dtype=torch.bool)
-    for row, (prompt, rollout) in enumerate(zip(prompts, rollouts, strict=True)):
-        start, length = len(prompt), lengths[row]
-        if start == 0:
+    for prompt, rollout in zip(prompts, rollouts, strict=True):
+        if not prompt:
             raise ValueError(f"prompt {rollout.prompt.id!r} renders to no token")
-        input_ids[row, :length] = torch.tensor(prompt + rollout.completion_ids)
-        attention_mask[row, :length] = 1
-        loss_mask[row, start - 1 : length - 1] = True
+    whole = [p + r.completion_ids for p, r in zip(prompts, rollouts, strict=True)]
+    width = max(map(len, whole))
+    input_ids = torch.tensor([ids + (0,) * (width - len(ids)) for ids in whole])
+    starts, ends = (torch.tensor([[len(ids)] for ids in side]) for side in (prompts, whole))
+    places = torch.arange(width)
+    attention_mask = (places < ends).long()
+    loss_mask = (starts - 1 <= places) & (places < ends - 1)
     rows, columns = loss_mask.nonzero(as_tuple=True)
-    starts = torch.tensor([len(prompt) for prompt in prompts])
     return Batch(
         input_ids=input_ids,
         attention_mask=attention_mask,
         loss_mask=loss_mask,
         targets=input_ids[rows, columns + 1],
         rows=rows,
-        positions=columns + 1 - starts[rows],
+        positions=columns + 1 - starts[rows, 0],
         sampling_logprobs=torch.tensor(
             [x if r.source == "student" else torch.nan for r in rollouts for x in r.logprobs]
         ),
