@@ -39,11 +39,15 @@ def token_statistics(student: Tensor, teacher: Tensor, sampled: Tensor, k: int) 
     teacher_ids, teacher_tie = _top_k(teacher, k)
     common = overlap.shared(student_ids, teacher_ids)
     p, q = student.gather(-1, student_ids), teacher.gather(-1, student_ids)
-    # One pass for the probabilities of each side and one for the difference serve four metrics.
-    probs_student, probs_teacher = student.exp(), teacher.exp()
-    entropy_student = logprobs.entropy_of(probs_student, student)
-    entropy_teacher = logprobs.entropy_of(probs_teacher, teacher)
+    # Of [N, V] as little as may be is held at once, and memory in use is used again: fresh pages
+    # cost more than the arithmetic on them.
     difference = student - teacher
+    probs = student.exp()
+    reverse = torch.linalg.vecdot(probs, difference)
+    entropy_student = logprobs.entropy_of(probs, student)
+    probs = torch.exp(teacher, out=probs if probs.dtype == teacher.dtype else None)
+    entropy_teacher = logprobs.entropy_of(probs, teacher)
+    forward = -difference.mul_(probs).sum(-1)
     student_logprob = logprobs.gather(student, sampled)
     teacher_logprob = logprobs.gather(teacher, sampled)
     return {
@@ -52,8 +56,8 @@ def token_statistics(student: Tensor, teacher: Tensor, sampled: Tensor, k: int) 
         "entropy/student": entropy_student,
         "entropy/teacher": entropy_teacher,
         "entropy/gap": (entropy_teacher - entropy_student).abs(),
-        "kl/reverse": torch.linalg.vecdot(probs_student, difference),
-        "kl/forward": -torch.linalg.vecdot(probs_teacher, difference),
+        "kl/reverse": reverse,
+        "kl/forward": forward,
         "reward/mean": teacher_logprob - student_logprob,
         **divergence_monitors(student_logprob, teacher_logprob),
         "student_logprob": student_logprob,
@@ -312,7 +316,7 @@ def _by_bin(table: Mapping[str, Tensor], place: Tensor, bins: int) -> dict[str, 
 
 
 def _averaged(table: Mapping[str, Tensor]) -> tuple[list[str], Tensor, Tensor]:
-    """Keys of the metrics that are averaged, float64 [K, N] with 0 where undefined, and where not."""
+    """Keys of the metrics that are averaged; values, float64 [K, N], 0 where undefined; where not."""
     keys = [key for key in table if key not in _NOT_AVERAGED]
     values = torch.stack([table[key].double() for key in keys])
     defined = ~values.isnan()

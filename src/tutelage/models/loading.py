@@ -25,6 +25,7 @@ from tutelage.models.anatomy import quiet_transformers, stop_ids
 from tutelage.models.checkpoints import open_folder
 from tutelage.models.decoding import decode
 from tutelage.models.local import LocalModel
+from tutelage.models.pages import keep_pages
 from tutelage.ops.products import speed_up
 from tutelage.types import SamplingParams
 
@@ -84,6 +85,7 @@ def load_model(settings: LocalModelConfig, role: str) -> LocalModel:
     tokenizer = load_tokenizer(settings, role)
     model.to(device)  # type: ignore[arg-type]
     speed_up(model)
+    keep_pages()
     ignored = tuple(sorted(loading["unexpected_keys"]))
     local = LocalModel(model=model.eval(), tokenizer=tokenizer, ignored=ignored)
     require_decodable(local, f"{role} model {settings.path}")

@@ -35,9 +35,8 @@ def entropy_of(
 ) -> Float[Tensor, "*S"]:
     """The entropy of probabilities whose logarithms are at hand, in nats."""
     # A product of 0 and any finite number is 0, and of 0 and -inf is none.
-    finite = logprobs.clamp_min(torch.finfo(logprobs.dtype).min)
-    expected: Tensor = torch.linalg.vecdot(probs, finite)
-    return -expected
+    terms = logprobs.clamp_min(torch.finfo(logprobs.dtype).min)
+    return -terms.mul_(probs).sum(-1)
 
 
 def log_complement(
