@@ -307,14 +307,17 @@ class _States:
             )
         )
         assert teacher is not None
+        probs = p.exp()
+        table = _statistics(
+            self.models, self.part.batch, rows, p, q, self.last, self.overlap_k, probs
+        )
         output, gradient = logit_gradient(
-            self.objective, p, target, sampled, teacher, logprob, baseline
+            self.objective, p, target, sampled, teacher, logprob, baseline, probs
         )
         loss = (output.losses * teacher).sum()
         if brake is not None:
             divergence, pull = brake_gradient(p, references["brake"], brake)
             loss, gradient = loss + (divergence * brake).sum(), gradient.add_(pull)
-        table = _statistics(self.models, self.part.batch, rows, p, q, self.last, self.overlap_k)
         self.tables.append(table | {key: value.cpu() for key, value in output.metrics.items()})
         return loss, gradient
 
@@ -381,12 +384,13 @@ def _statistics(
     q: Tensor | TokenScores,
     last: Tensor,
     k: int,
+    probs: Tensor | None = None,
 ) -> TokenTable:
     sampled = batch.targets[rows].to(p.device)
     if isinstance(q, TokenScores):
         table, full = served_statistics(p, q, sampled, k), None
     else:
-        table, full = token_statistics(p, q, sampled, k), q
+        table, full = token_statistics(p, q, sampled, k, probs), q
     own = models.student.stop_ids
     ended = last[rows] & torch.isin(batch.targets[rows], torch.tensor(sorted(own)))
     table |= stop_masses(p, full, last[rows], models.stop_ids)

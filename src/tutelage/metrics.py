@@ -33,19 +33,23 @@ def overlap_k(k: int, vocabulary: int) -> int:
     return max(1, min(k, vocabulary // 8))
 
 
-def token_statistics(student: Tensor, teacher: Tensor, sampled: Tensor, k: int) -> TokenTable:
-    """What can be said of N states from both full distributions [N, V]; all values [N]."""
+def token_statistics(
+    student: Tensor, teacher: Tensor, sampled: Tensor, k: int, probs: Tensor | None = None
+) -> TokenTable:
+    """What can be said of N states from both full distributions [N, V]; all values [N].
+
+    `probs` [N, V] is exp(student), where it is at hand.
+    """
     student_ids, student_tie = _top_k(student, k)
     teacher_ids, teacher_tie = _top_k(teacher, k)
     common = overlap.shared(student_ids, teacher_ids)
     p, q = student.gather(-1, student_ids), teacher.gather(-1, student_ids)
-    # Of [N, V] as little as may be is held at once, and memory in use is used again: fresh pages
-    # cost more than the arithmetic on them.
+    # [N, V] is passed over as seldom as may be: that is what this costs.
+    probs = student.exp() if probs is None else probs
     difference = student - teacher
-    probs = student.exp()
     reverse = torch.linalg.vecdot(probs, difference)
     entropy_student = logprobs.entropy_of(probs, student)
-    probs = torch.exp(teacher, out=probs if probs.dtype == teacher.dtype else None)
+    probs = teacher.exp()
     entropy_teacher = logprobs.entropy_of(probs, teacher)
     forward = -difference.mul_(probs).sum(-1)
     student_logprob = logprobs.gather(student, sampled)
@@ -316,7 +320,7 @@ def _by_bin(table: Mapping[str, Tensor], place: Tensor, bins: int) -> dict[str, 
 
 
 def _averaged(table: Mapping[str, Tensor]) -> tuple[list[str], Tensor, Tensor]:
-    """Keys of the metrics that are averaged; values, float64 [K, N], 0 where undefined; where not."""
+    """Keys of the averaged metrics; their values, float64 [K, N], 0 where undefined; where not."""
     keys = [key for key in table if key not in _NOT_AVERAGED]
     values = torch.stack([table[key].double() for key in keys])
     defined = ~values.isnan()

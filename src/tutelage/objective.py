@@ -88,6 +88,7 @@ def logit_gradient(
     coefficients: Tensor,
     logprob_coefficients: Tensor | None = None,
     baseline: Tensor | None = None,
+    probs: Tensor | None = None,
 ) -> tuple[LossOutput, Tensor]:
     """Losses, and the gradient in the logits of sum c_i loss_i + sum e_i log p(y_i).
 
@@ -99,9 +100,12 @@ def logit_gradient(
         coefficients: float [n], c.
         logprob_coefficients: float [n], e; None for none.
         baseline: as in `token_losses`.
+        probs: float [n, V], exp(logp) where it is at hand; overwritten.
     """
+    probs = logp.exp() if probs is None else probs
     if isinstance(objective, c.Full):
-        output, gradient = _full_gradient(objective, logp, _full(teacher, objective), coefficients)
+        q = _full(teacher, objective)
+        output, gradient = _full_gradient(objective, logp, probs, q, coefficients)
         ids, slopes = sampled.unsqueeze(-1), torch.zeros_like(gradient[:, :1])
     elif isinstance(objective, c.Sampled):
         ids = sampled.unsqueeze(-1)
@@ -127,9 +131,9 @@ def logit_gradient(
     # d log p_v / d z_j = [v = j] - p_j
     pull = slopes.sum(-1, keepdim=True)
     if gradient is None:
-        gradient = logp.exp().mul_(-pull)
+        gradient = probs.mul_(-pull)
     elif logprob_coefficients is not None:
-        gradient -= pull * logp.exp()
+        gradient -= probs.mul_(pull)
     return output, gradient.scatter_add_(-1, ids, slopes)
 
 
@@ -153,7 +157,7 @@ def brake_gradient(
     student: Tensor, reference: Tensor, coefficients: Tensor
 ) -> tuple[Tensor, Tensor]:
     """KL(p || r) at each state [n], and the logit gradient of its weighted sum [n, V]."""
-    output, gradient = _full_gradient(c.Full(), student, reference, coefficients)
+    output, gradient = _full_gradient(c.Full(), student, student.exp(), reference, coefficients)
     return output.losses, gradient
 
 
@@ -236,11 +240,10 @@ def sampled_reward(
 
 
 def _full_gradient(
-    objective: c.Full, logp: Tensor, logq: Tensor, coefficients: Tensor
+    objective: c.Full, logp: Tensor, p: Tensor, logq: Tensor, coefficients: Tensor
 ) -> tuple[LossOutput, Tensor]:
     """-p (reward - E_p reward) for every token: the gradient rule over the whole vocabulary."""
     pointwise = _pointwise(objective.divergence, logq, 1)
-    p = logp.exp()
     if isinstance(objective.divergence, c.ReverseKL):  # value and reward are one number here
         gradient = logp - logq
         value = torch.linalg.vecdot(p, gradient)
