@@ -92,12 +92,11 @@ def steps(sizes: Sizes, ranks: Ranks = ALONE) -> tuple[Callable[[], object], Cal
         for i, row in enumerate(ids)
     ]
     params = SamplingParams(max_new_tokens=sizes.new_tokens, temperature=1.0)
-
     known = {prompt.prompt.id: prompt.prompt for prompt in prompts}
 
     def sample() -> list[Rollout]:
         own = student.sample(ranks.deal(prompts), params, group_size=sizes.group, seed=0, step=0)
-        return list(gather_rollouts(ranks, own, sizes.group, known))
+        return gather_rollouts(ranks, own, sizes.group, known)
 
     rollouts = sample()
 

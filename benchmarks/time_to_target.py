@@ -74,6 +74,7 @@ TASKS = {
     "smollm2": Task(8, 32, 2, 40, (0, 1), (1e-5, 3e-5, 1e-4), 16),
 }
 GROWING = {"start": 8, "steps": 20}
+TOGETHER = {"prompts_per_step": 1 / 4, "steps_per_generation": 8}
 MIX = {"type": "top_k", "support": "union", "k": 16, "divergence": {"type": "mix"}}
 # Of our settings; prompts as a share of the task's.
 ARMS: dict[str, dict[str, dict[str, Any]]] = {
@@ -91,21 +92,21 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
         "optimizer": {"warmup_steps": 0},
     },
     "4 quarters together": {"rollout": {"prompts_per_step": 1 / 4, "steps_per_generation": 4}},
-    "8 quarters together": {"rollout": {"prompts_per_step": 1 / 4, "steps_per_generation": 8}},
+    "8 quarters together": {"rollout": TOGETHER},
     "4 quarters together, growing horizon": {
         "rollout": {"prompts_per_step": 1 / 4, "steps_per_generation": 4, "horizon": GROWING}
     },
     "8 quarters together, full vocabulary": {
-        "rollout": {"prompts_per_step": 1 / 4, "steps_per_generation": 8},
+        "rollout": TOGETHER,
         "objective": {"type": "full"},
     },
     "half of each KL": {"objective": MIX},
     "8 quarters together, half of each KL": {
-        "rollout": {"prompts_per_step": 1 / 4, "steps_per_generation": 8},
+        "rollout": TOGETHER,
         "objective": MIX,
     },
     "8 quarters together, half of each KL, full vocabulary": {
-        "rollout": {"prompts_per_step": 1 / 4, "steps_per_generation": 8},
+        "rollout": TOGETHER,
         "objective": {"type": "full", "divergence": {"type": "mix"}},
     },
 }
